@@ -1,0 +1,82 @@
+"""The agent's settings: one typed dataclass; flags, environment and (later) a file set it.
+
+The docstring under each field is its help text, with its unit: the command line reads it from here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+LoaderName = Literal["auto", "bcc", "prebuilt"]
+SchedulerName = Literal["random", "round-robin", "maglev"]
+ProxyMode = Literal["ebpf"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set. Immutable; the defaults run a node agent as root."""
+
+    manifests: tuple[Path, ...] = ()
+    """Files or directories of Kubernetes manifests (YAML or JSON) to watch."""
+
+    node_name: str = ""
+    """Name of this node as in EndpointSlices' nodeName; default: the host name."""
+
+    cluster_cidr: tuple[str, ...] = ()
+    """Pod network ranges in CIDR notation, at most one per family. They tell pods from outside clients (the local detector)."""
+
+    nodeport_addresses: tuple[str, ...] = ()
+    """CIDR ranges of node addresses on which NodePorts answer, or `primary`; default: all of the node's."""
+
+    proxy_mode: ProxyMode = "ebpf"
+    """Proxier that serves Services without the annotation bpfproxy.io/proxy-mode."""
+
+    scheduler: SchedulerName = "random"
+    """Choice of a backend for Services without the annotation bpfproxy.io/scheduler."""
+
+    masquerade_all: bool = False
+    """Masquerade all traffic to ClusterIPs at packet level."""
+
+    cgroup: Path | None = None
+    """cgroup v2 directory whose processes the socket-level programs serve; default: the root of the cgroup v2 mount."""
+
+    state_dir: Path = Path("/run/bpfproxy")
+    """Directory of the lock, the bpffs with pinned maps and links, and status files."""
+
+    loader: LoaderName = "auto"
+    """How programs reach the kernel: compiled here by bcc, or the prebuilt object; auto prefers bcc where it is installed."""
+
+    snat_ports: str = "61001-65535"
+    """Range FIRST-LAST of node ports reserved for source NAT; local processes cannot bind to them."""
+
+    max_frontends: int = 65536
+    """Size of each frontend map (one per family), rows."""
+
+    max_sets: int = 65536
+    """Size of the backend-set map, rows."""
+
+    max_backends: int = 262144
+    """Size of the backend map, rows."""
+
+    max_slots: int = 2097152
+    """Size of the array that holds the sets' members and Maglev tables, slots of 4 bytes."""
+
+    max_affinities: int = 65536
+    """Size of the session-affinity map, rows; the least recently used one makes room."""
+
+    max_udp_sessions: int = 65536
+    """Size of the map of unconnected UDP sockets' sessions, rows; the least recently used one makes room."""
+
+    grace_period: float = 1.0
+    """Seconds before a freed id or extent is used again."""
+
+    min_sync_period: float = 0.0
+    """Least time between two syncs, seconds."""
+
+    sync_period: float = 30.0
+    """Time after which everything is read back and compared with what is wanted, seconds."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity of events that are logged."""

@@ -1,0 +1,1 @@
+"""Implementations of the proxy behind one seam (`base.Proxier`), and their registry."""

@@ -1,0 +1,120 @@
+"""What the service tables in the kernel hold, with names in place of ids. For restarts, resyncs and people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct, field
+
+from bpfproxy.datapath.maps import Map
+from bpfproxy.model.frontend import Backend, Frontend
+from bpfproxy.proxiers.base import Key, Row
+from bpfproxy.proxiers.ebpf import codec
+from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+
+Maps = Mapping[str, Map]
+
+
+class SetEntry(Struct):
+    """A set and where it lies."""
+
+    id: int
+    row: SetRow
+    base: int
+    length: int
+
+
+class BackendEntry(Struct):
+    """A backend's id; `sets` counts the sets that hold it."""
+
+    id: int
+    generation: int
+    sets: int = 0
+
+
+class FrontendEntry(Struct):
+    """A frontend's id, and the set that it leads to."""
+
+    id: int
+    row: FrontendRow
+
+
+class Snapshot(Struct):
+    """The tables at one moment. The agent is their only writer, so in the agent it is exact."""
+
+    sets: dict[SetKey, SetEntry] = field(default_factory=dict)
+    backends: dict[Backend, BackendEntry] = field(default_factory=dict)
+    frontends: dict[Frontend, FrontendEntry] = field(default_factory=dict)
+    node_addresses: dict[NodeAddress, NodeAddressRow] = field(default_factory=dict)
+    unused_names: list[int] = field(default_factory=list)
+    """Ids of names whose set was never written, or is gone: an agent was killed between two writes."""
+    dangling: list[Frontend] = field(default_factory=list)
+    """Frontends whose set is not there, which only another hand can bring about."""
+
+    def rows(self) -> dict[Key, Row]:
+        """As the engine remembers them."""
+        rows: dict[Key, Row] = {key: entry.row for key, entry in self.sets.items()}
+        rows.update((frontend, entry.row) for frontend, entry in self.frontends.items())
+        rows.update(self.node_addresses)
+        return rows
+
+
+def take(maps: Maps) -> Snapshot:
+    """Read all service tables. Costs in proportion to what is in use, not to the maps' sizes."""
+    snapshot = Snapshot()
+    names: dict[int, SetKey] = {}
+    words = maps["sets"].mmap().cast("Q")
+    reader = _SetReader(maps, snapshot)
+    for key, value in maps["set_names"].items():
+        (set_id,) = codec.U32.unpack(key)
+        word = codec.SetWord(words[set_id])
+        if not word.in_use:
+            snapshot.unused_names.append(set_id)
+            continue
+        name = names[set_id] = codec.decode_set_name(value)
+        snapshot.sets[name] = reader.read(set_id, word)
+    for family in (4, 6):
+        for key, value in maps[f"frontends{family}"].items():
+            frontend = codec.decode_frontend_key(family, key)
+            try:
+                row, frontend_id = codec.decode_frontend(value, names)
+            except KeyError:
+                snapshot.dangling.append(frontend)
+                continue
+            snapshot.frontends[frontend] = FrontendEntry(frontend_id, row)
+    for key, value in maps["node_addresses"].items():
+        address, address_row = codec.decode_node_address(bytes(key), value)
+        snapshot.node_addresses[address] = address_row
+    return snapshot
+
+
+class _SetReader:
+    """Follows sets to their backends; each backend is decoded once."""
+
+    def __init__(self, maps: Maps, snapshot: Snapshot) -> None:
+        self._slots = maps["slots"].mmap().cast("I")
+        self._rows = maps["backends"].mmap()
+        self._known: dict[int, Backend] = {}
+        self._snapshot = snapshot
+
+    def read(self, set_id: int, word: codec.SetWord) -> SetEntry:
+        drain = word.members + word.count
+        end = drain + 1 + self._slots[drain]
+        backends = self._backends(word.members, drain)
+        draining = self._backends(drain + 1, end)
+        row = SetRow(backends, draining, word.on_empty, word.scheduler)
+        return SetEntry(set_id, row, word.base, end - word.base)
+
+    def _backends(self, start: int, end: int) -> tuple[Backend, ...]:
+        return tuple(sorted(map(self._backend, self._slots[start:end])))
+
+    def _backend(self, backend_id: int) -> Backend:
+        backend = self._known.get(backend_id)
+        if backend is None:
+            size = codec.BACKEND.size
+            row = self._rows[backend_id * size : (backend_id + 1) * size]
+            backend, generation, _ = codec.decode_backend(row)
+            self._known[backend_id] = backend
+            self._snapshot.backends[backend] = BackendEntry(backend_id, generation)
+        self._snapshot.backends[backend].sets += 1
+        return backend

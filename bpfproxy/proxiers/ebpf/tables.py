@@ -1,0 +1,272 @@
+"""The writer of the service tables.
+
+A set is written as: rows of new backends → a new extent of slots → its name → its word, which flips all its frontends
+at once. Backends, sets and slots are written through mmap, each word of a set by one aligned 64-bit store, so that a
+change costs no system call but those of a new name or frontend.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from bpfproxy.datapath import abi, maglev
+from bpfproxy.datapath.maps import Map
+from bpfproxy.model.frontend import Backend, Frontend
+from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.base import Failure, Op
+from bpfproxy.proxiers.ebpf import codec
+from bpfproxy.proxiers.ebpf.alloc import Clock, ExtentAllocator, IdAllocator, TableFullError
+from bpfproxy.proxiers.ebpf.rows import FrontendRow, SetKey, SetRow
+from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, FrontendEntry, Maps, SetEntry, Snapshot
+
+_FLAGS = abi.ffi.offsetof("struct backend", "flags")
+_GENERATION = abi.ffi.offsetof("struct backend", "generation")
+
+
+class Gone(Struct, frozen=True):
+    """A backend that stopped being Serving."""
+
+    backend: Backend
+    id: int
+    generation: int
+
+
+class BackendTable:
+    """Backends by identity, counted by the sets that hold them."""
+
+    def __init__(self, maps: Maps, found: Snapshot, grace: float, clock: Clock) -> None:
+        self._rows = maps["backends"].mmap()
+        self._stats = maps["backend_stats"]
+        self.entries = found.backends
+        used = (entry.id for entry in found.backends.values())
+        self._ids = IdAllocator(maps["backends"].max_entries, grace, clock, used)
+        self.gone: list[Gone] = []
+
+    def acquire(self, backends: Iterable[Backend]) -> list[int]:
+        """Ids of `backends`, each held once more; writes the rows of new ones. Raises TableFullError and holds none."""
+        entries = self.entries
+        ids: list[int] = []
+        held: list[Backend] = []
+        try:
+            for backend in backends:
+                entry = entries.get(backend)
+                if entry is None:
+                    entry = entries[backend] = self._write(backend)
+                entry.sets += 1
+                held.append(backend)
+                ids.append(entry.id)
+        except TableFullError:
+            self.release(held)
+            raise
+        return ids
+
+    def release(self, backends: Iterable[Backend]) -> None:
+        """The opposite of `acquire`. A backend that nobody holds stops being Serving at once; its address stays in its
+        row until the id is given away, for a program that has just read the id."""
+        entries = self.entries
+        for backend in backends:
+            entry = entries[backend]
+            entry.sets -= 1
+            if not entry.sets:
+                del entries[backend]
+                self._rows[entry.id * codec.BACKEND.size + _FLAGS] &= ~codec.SERVING
+                self._stats.zero(entry.id)
+                self._ids.free(entry.id)
+                self.gone.append(Gone(backend, entry.id, entry.generation))
+
+    def _write(self, backend: Backend) -> BackendEntry:
+        number = self._ids.allocate()
+        at = number * codec.BACKEND.size
+        generation = codec.U32.unpack_from(self._rows, at + _GENERATION)[0] + 1 & 0xFFFFFFFF
+        self._rows[at : at + codec.BACKEND.size] = codec.encode_backend(backend, generation)
+        return BackendEntry(number, generation)
+
+
+class SetTable:
+    """Sets by key."""
+
+    def __init__(self, maps: Maps, found: Snapshot, grace: float, clock: Clock) -> None:
+        self._words = maps["sets"].mmap().cast("Q")
+        self._slots = maps["slots"].mmap().cast("I")
+        self._names = maps["set_names"]
+        self.backends = BackendTable(maps, found, grace, clock)
+        self.entries = found.sets
+        self.frontends = Counter(entry.row.set for entry in found.frontends.values())
+        """How many frontends lead to each set."""
+        self._ids = IdAllocator(maps["sets"].max_entries, grace, clock, (entry.id for entry in found.sets.values()))
+        extents = ((entry.base, entry.length) for entry in found.sets.values())
+        self._extents = ExtentAllocator(len(self._slots), grace, clock, extents)
+
+    def write(self, ops: Sequence[Op]) -> list[Failure]:
+        """Add or change sets."""
+        failures: list[Failure] = []
+        staged: list[tuple[Op, SetEntry, int]] = []
+        names: list[tuple[int, bytes, bytes]] = []
+        for op in ops:
+            try:
+                entry, word = self._stage(op.key, op.row)
+                if op.key not in self.entries:
+                    names.append((len(staged), codec.U32.pack(entry.id), codec.encode_set_name(op.key)))
+                staged.append((op, entry, word))
+            except (TableFullError, ValueError) as error:
+                failures.append(Failure(op, str(error)))
+        refused = {
+            names[index][0]: reason
+            for index, reason in write_rows(self._names, [n[1] for n in names], [n[2] for n in names]).items()
+        }
+        for index, (op, entry, word) in enumerate(staged):
+            if index in refused:
+                self._discard(entry)
+                failures.append(Failure(op, refused[index]))
+                continue
+            self._words[entry.id] = word
+            former = self.entries.get(op.key)
+            self.entries[op.key] = entry
+            if former is not None:
+                self._drop_members(former)
+        return failures
+
+    def delete(self, ops: Sequence[Op]) -> list[Failure]:
+        """Remove sets, unless a frontend still leads to them."""
+        failures: list[Failure] = []
+        gone: list[SetEntry] = []
+        for op in ops:
+            if self.frontends[op.key] > 0:
+                failures.append(Failure(op, "a frontend that could not be removed still leads to it"))
+            elif op.key in self.entries:
+                gone.append(self.entries.pop(op.key))
+        for entry in gone:
+            self._words[entry.id] = 0
+        delete_rows(self._names, [codec.U32.pack(entry.id) for entry in gone])
+        for entry in gone:
+            self._discard(entry)
+        return failures
+
+    def _stage(self, key: SetKey, row: SetRow) -> tuple[SetEntry, int]:
+        """Write all that the set's word is to lead to."""
+        former = self.entries.get(key)
+        ids = self.backends.acquire(row.backends)
+        table_log2 = maglev.table_log2(len(ids)) if row.scheduler is Scheduler.MAGLEV else 0
+        table = 1 << table_log2 if table_log2 else 0
+        held = list(row.backends)
+        length = table + len(ids) + 1 + len(row.draining)
+        base = -1
+        try:
+            draining = self.backends.acquire(row.draining)
+            held += row.draining
+            base = self._extents.allocate(length)
+            set_id = self._ids.allocate() if former is None else former.id
+        except TableFullError:
+            self.backends.release(held)
+            if base >= 0:
+                self._extents.free(base, length)
+            raise
+        slots = self._slots
+        if table:
+            slots[base : base + table] = memoryview(maglev.fill(row.backends, ids, table_log2)).cast("B").cast("I")
+        members = array("I", sorted(ids))
+        members.append(len(draining))
+        members.extend(draining)
+        slots[base + table : base + length] = memoryview(members)
+        entry = SetEntry(set_id, row, base, length)
+        return entry, codec.encode_set(row, base, table_log2)
+
+    def _drop_members(self, entry: SetEntry) -> None:
+        self.backends.release(entry.row.backends)
+        self.backends.release(entry.row.draining)
+        self._extents.free(entry.base, entry.length)
+
+    def _discard(self, entry: SetEntry) -> None:
+        self._drop_members(entry)
+        self._ids.free(entry.id)
+
+
+class FrontendTable:
+    """Frontends of both families."""
+
+    def __init__(self, maps: Maps, found: Snapshot, sets: SetTable, grace: float, clock: Clock) -> None:
+        self._maps = {4: maps["frontends4"], 6: maps["frontends6"]}
+        self._stats = maps["frontend_stats"]
+        self._sets = sets
+        self.entries = found.frontends
+        used = (entry.id for entry in found.frontends.values())
+        self._ids = IdAllocator(maps["frontend_stats"].max_entries, grace, clock, used)
+
+    def write(self, ops: Sequence[Op]) -> list[Failure]:
+        """Add or change frontends whose sets are there."""
+        return [failure for family in (4, 6) for failure in self._write(family, ops)]
+
+    def _write(self, family: int, ops: Sequence[Op]) -> list[Failure]:
+        failures: list[Failure] = []
+        staged: list[tuple[Op, FrontendEntry]] = []
+        keys: list[bytes] = []
+        values: list[bytes] = []
+        for op in ops:
+            frontend: Frontend = op.key
+            row: FrontendRow = op.row
+            if frontend.family != family:
+                continue
+            former = self.entries.get(frontend)
+            target = self._sets.entries.get(row.set)
+            if target is None:
+                failures.append(Failure(op, "its set could not be written"))
+                continue
+            try:
+                frontend_id = self._ids.allocate() if former is None else former.id
+            except TableFullError as error:
+                failures.append(Failure(op, str(error)))
+                continue
+            staged.append((op, FrontendEntry(frontend_id, row)))
+            keys.append(codec.encode_frontend_key(frontend))
+            values.append(codec.encode_frontend(row, target.id, frontend_id))
+        refused = write_rows(self._maps[family], keys, values)
+        for index, (op, entry) in enumerate(staged):
+            former = self.entries.get(op.key)
+            if index in refused:
+                failures.append(Failure(op, refused[index]))
+                if former is None:
+                    self._ids.free(entry.id)
+                continue
+            self.entries[op.key] = entry
+            self._sets.frontends[entry.row.set] += 1
+            if former is not None:
+                self._sets.frontends[former.row.set] -= 1
+        return failures
+
+    def delete(self, ops: Sequence[Op]) -> list[Failure]:
+        """Remove frontends; one that is not there is no error."""
+        for family in (4, 6):
+            gone = [op.key for op in ops if op.key.family == family]
+            delete_rows(self._maps[family], [codec.encode_frontend_key(frontend) for frontend in gone])
+            for frontend in gone:
+                entry = self.entries.pop(frontend, None)
+                if entry is not None:
+                    self._sets.frontends[entry.row.set] -= 1
+                    self._stats.zero(entry.id)
+                    self._ids.free(entry.id)
+        return []
+
+
+def write_rows(map_: Map, keys: Sequence[bytes], values: Sequence[bytes]) -> dict[int, str]:
+    """Write rows in batches. Returns {index: reason} of those that the kernel refused; the others are written."""
+    refused: dict[int, str] = {}
+    start = 0
+    while start < len(keys):
+        done, error = map_.update_batch(b"".join(keys[start:]), b"".join(values[start:]), len(keys) - start)
+        start += done
+        if error is not None:
+            refused[start] = f"map {map_.name}: {error.strerror} ({map_.max_entries} rows at most)"
+            start += 1
+    return refused
+
+
+def delete_rows(map_: Map, keys: Sequence[bytes]) -> None:
+    """Delete rows in batches; a row that is not there is no error."""
+    if keys:
+        map_.delete_batch(b"".join(keys), len(keys))
+
+
