@@ -4,7 +4,7 @@ network namespaces, so any number of labs can stand side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["client", "node", "pod"]
@@ -71,24 +71,3 @@ SPOTS = {
 UPLINK_PREFIX = {4: 24, 6: 64}
 """Prefix lengths of the network that joins the client and the nodes."""
 
-
-@dataclass(frozen=True)
-class Names:
-    """What a lab calls the things that it makes in the kernel; unique by `lab_id`."""
-
-    lab_id: str
-    prefix: str = field(init=False, default="")
-
-    PREFIX = "bpfproxy-lab-"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prefix", f"{self.PREFIX}{self.lab_id}")
-
-    def netns(self, spot: str) -> str:
-        """Network namespace of a spot, or of the `switch`."""
-        return f"{self.prefix}-{spot}"
-
-    @property
-    def cgroup(self) -> str:
-        """Top directory of the lab's cgroups, below the cgroup v2 mount."""
-        return self.prefix

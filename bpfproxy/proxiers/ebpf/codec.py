@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
-from socket import htons, ntohs
 from typing import Final
 
 from bpfproxy.datapath import abi
@@ -27,6 +26,7 @@ FRONTEND: Final = abi.layout("struct frontend")
 FRONTEND_KEYS: Final = {4: abi.layout("struct frontend4_key"), 6: abi.layout("struct frontend6_key")}
 SET_NAME: Final = abi.layout("struct set_name")
 NODE_ADDRESS: Final = abi.layout("struct node_address")
+UDP_SOCKET: Final = abi.layout("struct udp_socket")
 U32: Final = struct.Struct("=I")
 
 IN_USE: Final = abi.constant("SET_IN_USE")
@@ -44,13 +44,13 @@ _NODE_PORT: Final = abi.constant("NODE_ADDRESS_NODE_PORT")
 def encode_backend(backend: Backend, generation: int) -> bytes:
     """A Serving backend."""
     flags = SERVING | _LOCAL if backend.local else SERVING
-    return BACKEND.pack(v4_mapped(backend.address), htons(backend.port), backend.protocol, flags, generation)
+    return BACKEND.pack(v4_mapped(backend.address), backend.port.to_bytes(2), backend.protocol, flags, generation)
 
 
 def decode_backend(row: bytes | memoryview) -> tuple[Backend, int, bool]:
     """(backend, generation, serving)."""
     address, port, protocol, flags, generation = BACKEND.unpack(row)
-    backend = Backend(from_v4_mapped(address), ntohs(port), Protocol(protocol), bool(flags & _LOCAL))
+    backend = Backend(from_v4_mapped(address), int.from_bytes(port), Protocol(protocol), bool(flags & _LOCAL))
     return backend, generation, bool(flags & SERVING)
 
 
@@ -113,13 +113,13 @@ def decode_set_name(row: bytes | memoryview) -> SetKey:
 def encode_frontend_key(frontend: Frontend) -> bytes:
     """The key in frontends4 or frontends6."""
     layout = FRONTEND_KEYS[frontend.family]
-    return layout.pack(frontend.address, htons(frontend.port), frontend.protocol, frontend.scope)
+    return layout.pack(frontend.address, frontend.port.to_bytes(2), frontend.protocol, frontend.scope)
 
 
 def decode_frontend_key(family: int, key: bytes | memoryview) -> Frontend:
     """The inverse of `encode_frontend_key`."""
     address, port, protocol, scope = FRONTEND_KEYS[family].unpack(key)
-    return Frontend(Address(address), ntohs(port), Protocol(protocol), Scope(scope))
+    return Frontend(Address(address), int.from_bytes(port), Protocol(protocol), Scope(scope))
 
 
 def affinity_group(name: ServicePortName) -> int:

@@ -1,0 +1,167 @@
+"""Requests from a place: one answer per request, with what the client itself could see of its peer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import socket
+from typing import Any
+from itertools import count as counter
+
+_LIMIT = 65536
+_tokens = counter()
+
+
+def error_name(error: OSError) -> str:
+    """`ECONNREFUSED` and the like; `TIMEOUT` if nothing came in time, `CLOSED` for a connection that ended."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "TIMEOUT"
+    return errno.errorcode.get(error.errno or 0, str(error) or type(error).__name__)
+
+
+class Flow:
+    """One socket of a client and the way in which it talks.
+
+    `protocol`: `http`, `tcp`, `udp` (a connected socket) or `udp-unconnected`. `family` is that of the socket: a
+    v6 one that goes to an IPv4 address uses the v4-mapped form. `source` is an address and port to bind to.
+    """
+
+    def __init__(
+        self,
+        protocol: str,
+        to: tuple[str, int],
+        family: int,
+        timeout: float = 2.0,
+        source: tuple[str, int] | None = None,
+    ) -> None:
+        self.protocol = protocol
+        self.to = (to[0] if family == 4 or ":" in to[0] else f"::ffff:{to[0]}", to[1])
+        kind = socket.SOCK_STREAM if protocol in ("http", "tcp") else socket.SOCK_DGRAM
+        self.socket = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
+        try:
+            self.socket.settimeout(timeout)
+            if source:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                self.socket.bind(tuple(source))
+            if protocol != "udp-unconnected":
+                self.connect()
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def connect(self) -> None:
+        """Connect, or connect again (UDP)."""
+        self.socket.connect(self.to)
+
+    def exchange(self) -> dict[str, Any]:
+        """Send one request and read its answer: {"reply": the server's, "peer": whom this side talked to}.
+
+        Raises OSError; ConnectionResetError too if the answer is to another request.
+        """
+        token = str(next(_tokens))
+        peer: tuple[Any, ...]
+        match self.protocol:
+            case "udp-unconnected":
+                self.socket.sendto(token.encode(), self.to)
+                data, peer = self.socket.recvfrom(_LIMIT)
+            case "udp":
+                self.socket.send(token.encode())
+                data, peer = self.socket.recvfrom(_LIMIT)
+                if peer[:2] != self.socket.getpeername()[:2]:
+                    raise ConnectionResetError(f"recvfrom says {peer}, getpeername {self.socket.getpeername()}")
+            case "tcp":
+                self.socket.sendall(token.encode() + b"\n")
+                data, peer = self._read_until(b"\n"), self.socket.getpeername()
+            case "http":
+                token = ""
+                self.socket.sendall(b"GET / HTTP/1.1\r\nHost: lab\r\n\r\n")
+                head, _, data = self._read_until(b"}").partition(b"\r\n\r\n")
+                peer = self.socket.getpeername()
+                if not head.startswith(b"HTTP/1.1 200 "):
+                    raise ConnectionResetError(f"HTTP said {head[:40]!r}")
+        reply = json.loads(data)
+        if reply["echo"] != token:
+            raise ConnectionResetError(f"the answer is to another request: {reply}")
+        return {"reply": reply, "peer": peer[:2]}
+
+    def _read_until(self, end: bytes) -> bytes:
+        data = b""
+        while not data.endswith(end):
+            more = self.socket.recv(_LIMIT)
+            if not more:
+                raise ConnectionResetError("CLOSED")
+            data += more
+        return data
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()
+
+
+def attempt(flow: dict[str, Any], requests: int = 1) -> list[dict[str, Any]]:
+    """Open a flow, make some requests on it and close it; an error is the result of each request that it spoils."""
+    results: list[dict[str, Any]] = []
+    try:
+        opened = Flow(**flow)
+    except OSError as error:
+        return [{"error": error_name(error)}] * requests
+    try:
+        for _ in range(requests):
+            try:
+                results.append(opened.exchange())
+            except OSError as error:
+                results.append({"error": error_name(error)})
+    finally:
+        opened.close()
+    return results
+
+
+def requests(flow: dict[str, Any], sockets: int = 1, per_socket: int = 1) -> list[dict[str, Any]]:
+    """`sockets` flows after each other, with `per_socket` requests each; results in their order."""
+    return [result for _ in range(sockets) for result in attempt(flow, per_socket)]
+
+
+def bind(protocol: str, family: int, address: str, port: int) -> str:
+    """Bind a socket and close it; returns "" or the error's name."""
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind) as sock:
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            return error_name(error)
+    return ""
+
+
+class Sockets:
+    """Flows that stay open between commands, by name."""
+
+    def __init__(self) -> None:
+        self._flows: dict[str, Flow] = {}
+
+    def names(self) -> list[str]:
+        """Flows that are open."""
+        return list(self._flows)
+
+    def open(self, name: str, flow: dict[str, Any]) -> str:
+        """Open a flow; returns "" or the error's name."""
+        if name in self._flows:
+            raise ValueError(f"{name} is open already")
+        try:
+            self._flows[name] = Flow(**flow)
+        except OSError as error:
+            return error_name(error)
+        return ""
+
+    def exchange(self, name: str, reconnect: bool = False) -> dict[str, Any]:
+        """One request on an open flow, after a new connect() on the same socket if `reconnect`."""
+        try:
+            if reconnect:
+                self._flows[name].connect()
+            return self._flows[name].exchange()
+        except OSError as error:
+            return {"error": error_name(error)}
+
+    def close(self, name: str) -> str:
+        """Close a flow."""
+        self._flows.pop(name).close()
+        return ""

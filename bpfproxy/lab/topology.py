@@ -1,0 +1,190 @@
+"""The kernel's half of a lab: network namespaces, veths, addresses, routes and cgroups. Made and removed whole.
+
+    client ── switch (a bridge) ── node1 ── pod1a, pod1b, pod1c      routed, a veth per pod, as the CNI plugin
+                       └────────── node2 ── pod2a, pod2b, pod2c      `ptp` does it; nodes route to each other
+
+A lab writes down who owns it before it makes anything, and all that it makes carries its id, so what a killed process
+left can be found and removed (`bpfproxy.lab.remains`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from itertools import count
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from pyroute2 import IPRoute
+
+from bpfproxy.lab import cgroup, netns, remains
+from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
+
+UPLINK = "eth0"
+_SWITCH = "switch"
+_serial = count(1)
+
+
+class Topology:
+    """A context manager: entering makes everything, leaving removes everything, whatever happened in between.
+
+    SIGTERM, if nobody else handles it, becomes SystemExit while a lab stands, so that it is removed then, too. Raises
+    OSError or NetlinkError if the kernel refuses something (root is needed), with nothing left behind.
+    """
+
+    def __init__(self) -> None:
+        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.directory = remains.directory(self.lab_id)
+        """For state, manifests and logs of this lab; removed with it."""
+        self.cgroup = cgroup.mount_point() / remains.prefix(self.lab_id)
+        self._restore_sigterm: Callable[[], None] = lambda: None
+
+    def netns(self, spot: str) -> str:
+        """Network namespace of a spot."""
+        return f"{remains.prefix(self.lab_id)}-{spot}"
+
+    def node_cgroup(self, node: str) -> Path:
+        """The cgroup that holds all processes of a node and of its pods."""
+        return self.cgroup / node
+
+    def spot_cgroup(self, spot: str) -> Path:
+        """The cgroup of one spot: `host` for the node's own processes."""
+        place = SPOTS[spot]
+        return self.node_cgroup(place.node) / ("host" if place.kind == "node" else spot) if place.node else (
+            self.cgroup / spot
+        )
+
+    def __enter__(self) -> Self:
+        self._restore_sigterm = _exit_on_sigterm()
+        try:
+            remains.claim(self.lab_id)
+            self._make_cgroups()
+            for name in (_SWITCH, *SPOTS):
+                netns.make(self.netns(name))
+            self._make_switch()
+            for spot in SPOTS.values():
+                if spot.kind != "pod":
+                    self._join_switch(spot)
+            for spot in SPOTS.values():
+                if spot.kind == "pod":
+                    self._join_node(spot)
+            self._make_routes()
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        try:
+            remains.remove(self.lab_id)
+        finally:
+            self._restore_sigterm()
+
+    def _make_cgroups(self) -> None:
+        for spot in SPOTS:
+            self.spot_cgroup(spot).mkdir(parents=True)
+
+    def _route(self, spot: str) -> IPRoute:
+        with netns.inside(self.netns(spot)):
+            return IPRoute()
+
+    def _make_switch(self) -> None:
+        _settle(self.netns(_SWITCH), {})
+        with self._route(_SWITCH) as ip:
+            ip.link("add", ifname="br0", kind="bridge", br_mcast_snooping=0)
+            _up(ip, "lo", "br0")
+
+    def _join_switch(self, spot: Spot) -> None:
+        _settle(self.netns(spot.name), _FORWARDING if spot.kind == "node" else {})
+        with self._route(_SWITCH) as switch, self._route(spot.name) as ip:
+            self._veth(switch, spot.name, UPLINK, spot.name)
+            switch.link("set", index=_index(switch, spot.name), master=_index(switch, "br0"))
+            _up(switch, spot.name)
+            _address(ip, UPLINK, (spot.v4, UPLINK_PREFIX[4]), (spot.v6, UPLINK_PREFIX[6]))
+            _up(ip, "lo", UPLINK)
+
+    def _join_node(self, pod: Spot) -> None:
+        net, node = NODES[pod.node], SPOTS[pod.node]
+        _settle(self.netns(pod.name), {})
+        with self._route(pod.node) as host, self._route(pod.name) as ip:
+            self._veth(host, pod.name, UPLINK, pod.name)
+            _address(host, pod.name, (net.gateway4, 32), (net.gateway6, 128))
+            _up(host, pod.name)
+            _address(ip, UPLINK, (pod.v4, 32), (pod.v6, 128))
+            _up(ip, "lo", UPLINK)
+            inner, outer = _index(ip, UPLINK), _index(host, pod.name)
+            for gateway in (net.gateway4, net.gateway6):
+                ip.route("add", dst=_host(gateway), oif=inner, scope="link")
+                ip.route("add", dst=_default(gateway), gateway=gateway, oif=inner)
+            for address, source in ((pod.v4, node.v4), (pod.v6, node.v6)):
+                host.route("add", dst=_host(address), oif=outer, prefsrc=source, scope="link")
+
+    def _make_routes(self) -> None:
+        """Nodes to each other's pods, the client to all pods and, by node1, to the addresses of Services."""
+        for here in ("client", *NODES):
+            with self._route(here) as ip:
+                for node in NODES.values():
+                    if node.name != here:
+                        self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
+                if here == "client":
+                    self._add_routes(ip, SERVICE_RANGES, SPOTS["node1"])
+
+    def _add_routes(self, ip: IPRoute, destinations: Iterable[str], gateway: Spot) -> None:
+        for destination in destinations:
+            ip.route("add", dst=destination, gateway=gateway.address(6 if ":" in destination else 4))
+
+    def _veth(self, ip: IPRoute, name: str, peer: str, peer_spot: str) -> None:
+        with (netns.DIRECTORY / self.netns(peer_spot)).open() as namespace:
+            ip.link(
+                "add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": namespace.fileno()}
+            )
+
+
+_FORWARDING = {"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1}
+_QUICK_ADDRESSES = {"ipv6.conf.all.accept_dad": 0, "ipv6.conf.default.accept_dad": 0, "ipv6.conf.default.dad_transmits": 0}
+
+
+def _settle(namespace: str, sysctls: dict[str, int]) -> None:
+    with netns.inside(namespace):
+        for key, value in {**_QUICK_ADDRESSES, **sysctls}.items():
+            netns.set_sysctl(key, value)
+
+
+def _index(ip: IPRoute, name: str) -> int:
+    return int(ip.link_lookup(ifname=name)[0])
+
+
+def _up(ip: IPRoute, *names: str) -> None:
+    for name in names:
+        ip.link("set", index=_index(ip, name), state="up")
+
+
+def _address(ip: IPRoute, device: str, *addresses: tuple[str, int]) -> None:
+    for address, prefix in addresses:
+        ip.addr("add", index=_index(ip, device), address=address, prefixlen=prefix)
+
+
+def _host(address: str) -> str:
+    return f"{address}/{128 if ':' in address else 32}"
+
+
+def _default(address: str) -> str:
+    return "::/0" if ":" in address else "0.0.0.0/0"
+
+
+def _exit_on_sigterm() -> Callable[[], None]:
+    """Turn SIGTERM into SystemExit where that is ours to do; returns what undoes it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return lambda: None
+
+    def leave(number: int, frame: FrameType | None) -> Any:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    return lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None

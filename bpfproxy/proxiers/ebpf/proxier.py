@@ -1,0 +1,128 @@
+"""The ebpf proxier: rows in, service tables and attached programs out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
+from bpfproxy.model.service import Protocol
+from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows
+from bpfproxy.proxiers.ebpf import codec, snapshot
+from bpfproxy.proxiers.ebpf.alloc import Clock
+from bpfproxy.proxiers.ebpf.render import EbpfRenderer
+from bpfproxy.proxiers.ebpf.rows import NodeAddress, SetKey
+from bpfproxy.proxiers.ebpf.snapshot import Maps
+from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable, delete_rows, write_rows
+
+Activate = Callable[[bool], None]
+DestroySockets = Callable[[Mapping[int, Gone]], None]
+"""Given {socket cookie: the backend that went} of connected UDP sockets."""
+
+
+class EbpfProxier:
+    """Implements `Proxier` over the maps of a loaded datapath.
+
+    `activate` attaches the programs when the tables are filled; `destroy_sockets` ends the connected UDP sockets of
+    backends that went.
+    """
+
+    name = "ebpf"
+
+    def __init__(
+        self,
+        maps: Maps,
+        renderer: EbpfRenderer,
+        *,
+        grace_period: float,
+        activate: Activate,
+        destroy_sockets: DestroySockets,
+        close: Callable[[], None],
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._maps = maps
+        self._renderer = renderer
+        self._grace = grace_period
+        self._activate = activate
+        self._destroy_sockets = destroy_sockets
+        self._close = close
+        self._clock = clock
+        self._found: dict[Key, Row] | None = self._restore()
+
+    def render(self, plan: ServicePlan) -> Rows:
+        """See `Proxier.render`."""
+        return self._renderer.render(plan)
+
+    def render_node(self, plan: NodePlan) -> Rows:
+        """See `Proxier.render_node`."""
+        return self._renderer.render_node(plan)
+
+    def phase(self, op: Op) -> int:
+        """See `Proxier.phase`."""
+        return self._renderer.phase(op)
+
+    def read(self) -> dict[Key, Row]:
+        """See `Proxier.read`. Ids and extents that nothing uses, an interrupted sync's among them, become free."""
+        rows, self._found = self._found or self._restore(), None
+        return rows
+
+    def _restore(self) -> dict[Key, Row]:
+        found = snapshot.take(self._maps)
+        delete_rows(self._maps["set_names"], [codec.U32.pack(number) for number in found.unused_names])
+        for family in (4, 6):
+            dangling = [codec.encode_frontend_key(f) for f in found.dangling if f.family == family]
+            delete_rows(self._maps[f"frontends{family}"], dangling)
+        rows = found.rows()
+        self._sets = SetTable(self._maps, found, self._grace, self._clock)
+        self._frontends = FrontendTable(self._maps, found, self._sets, self._grace, self._clock)
+        return rows
+
+    def apply(self, ops: Sequence[Op]) -> list[Failure]:
+        """See `Proxier.apply`. Batches the ops of each table; their order among the tables is `phase`'s."""
+        failures: list[Failure] = []
+        for kind, write, delete in (
+            (SetKey, self._sets.write, None),
+            (Frontend, self._frontends.write, None),
+            (NodeAddress, self._write_addresses, self._delete_addresses),
+            (Frontend, None, self._frontends.delete),
+            (SetKey, None, self._sets.delete),
+        ):
+            mine = [op for op in ops if type(op.key) is kind]
+            if write is not None and (writes := [op for op in mine if op.row is not None]):
+                failures += write(writes)
+            if delete is not None and (deletes := [op for op in mine if op.row is None]):
+                failures += delete(deletes)
+        self._release_sockets()
+        return failures
+
+    def activate(self, *, complete: bool) -> None:
+        """See `Proxier.activate`."""
+        self._activate(complete)
+
+    def close(self) -> None:
+        """See `Proxier.close`."""
+        self._close()
+
+    def _write_addresses(self, ops: Sequence[Op]) -> list[Failure]:
+        keys = [codec.encode_node_address(op.key) for op in ops]
+        values = [codec.encode_node_address_row(op.row) for op in ops]
+        refused = write_rows(self._maps["node_addresses"], keys, values)
+        return [Failure(ops[index], reason) for index, reason in refused.items()]
+
+    def _delete_addresses(self, ops: Sequence[Op]) -> list[Failure]:
+        delete_rows(self._maps["node_addresses"], [codec.encode_node_address(op.key) for op in ops])
+        return []
+
+    def _release_sockets(self) -> None:
+        gone = self._sets.backends.gone
+        udp = {(item.id, item.generation): item for item in gone if item.backend.protocol is Protocol.UDP}
+        gone.clear()
+        if not udp:
+            return
+        cookies: dict[int, Gone] = {}
+        for key, value in self._maps["udp_sockets"].items():
+            item = udp.get(codec.UDP_SOCKET.unpack(value))
+            if item is not None:
+                cookies[int.from_bytes(key, "little")] = item
+        if cookies:
+            self._destroy_sockets(cookies)
