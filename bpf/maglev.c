@@ -13,11 +13,17 @@
 /* No backend's id: marks a slot that is free yet. */
 #define FREE UINT32_MAX
 
+/*
+ * A backend and its permutation of the slots: at = offset, offset + skip, ..., scrambled. An odd skip is coprime to the
+ * size of the table, and a multiplication by an odd number can be undone, so no slot is left out. Without scrambling,
+ * two backends with similar skips get in each other's way: up to a third of a small table then changed hands.
+ */
 struct candidate {
 	uint64_t identity;
 	uint32_t id;
-	uint32_t next; /* the slot that it wants next */
-	uint32_t skip; /* odd, so coprime to the size of the table: it gets round to every slot */
+	uint32_t at;
+	uint32_t skip;
+	uint32_t scramble[2];
 };
 
 /* The finalizer of splitmix64: each bit of the input changes half of the output's. */
@@ -40,6 +46,29 @@ void maglev_identities(uint64_t *identities, const uint8_t *keys, uint32_t size,
 	}
 }
 
+static struct candidate candidate(uint64_t identity, uint32_t id)
+{
+	uint64_t start = mix(identity + 0x9e3779b97f4a7c15ULL), scramble = mix(start);
+
+	return (struct candidate){
+		.identity = identity,
+		.id = id,
+		.at = (uint32_t)start,
+		.skip = (uint32_t)(start >> 32) | 1,
+		.scramble = {(uint32_t)scramble | 1, (uint32_t)(scramble >> 32) | 1},
+	};
+}
+
+static uint32_t next_slot(struct candidate *c, uint32_t log2_size)
+{
+	uint32_t mask = (1U << log2_size) - 1, half = (log2_size + 1) / 2, slot = c->at & mask;
+
+	c->at += c->skip;
+	for (int i = 0; i < 2; i++)
+		slot = ((slot ^ (slot >> half)) * c->scramble[i]) & mask;
+	return slot;
+}
+
 static int by_identity(const void *left, const void *right)
 {
 	const struct candidate *a = left, *b = right;
@@ -57,37 +86,29 @@ static int by_identity(const void *left, const void *right)
 int maglev_fill(uint32_t *table, uint32_t log2_size, const uint64_t *identities, const uint32_t *ids, uint32_t count)
 {
 	struct candidate *candidates;
-	uint32_t mask, filled = 0;
+	uint64_t size = log2_size < 32 ? 1ULL << log2_size : 0;
 
-	if (log2_size > 31 || !count || count > 1U << log2_size)
+	if (!count || count > size)
 		return -EINVAL;
-	mask = (1U << log2_size) - 1;
+	for (uint32_t i = 0; i < count; i++)
+		if (ids[i] == FREE)
+			return -EINVAL;
 	candidates = malloc(count * sizeof(*candidates));
 	if (!candidates)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < count; i++) {
-		uint64_t permutation = mix(identities[i] + 0x9e3779b97f4a7c15ULL);
-
-		if (ids[i] == FREE) {
-			free(candidates);
-			return -EINVAL;
-		}
-		candidates[i] = (struct candidate){
-			.identity = identities[i],
-			.id = ids[i],
-			.next = permutation & mask,
-			.skip = ((permutation >> 32) & mask) | 1,
-		};
-	}
+	for (uint32_t i = 0; i < count; i++)
+		candidates[i] = candidate(identities[i], ids[i]);
 	qsort(candidates, count, sizeof(*candidates), by_identity);
 
-	memset(table, 0xff, sizeof(*table) << log2_size);
-	for (struct candidate *c = candidates; filled <= mask; filled++) {
-		while (table[c->next] != FREE)
-			c->next = (c->next + c->skip) & mask;
-		table[c->next] = c->id;
-		if (++c == candidates + count)
-			c = candidates;
+	memset(table, 0xff, size * sizeof(*table));
+	for (uint64_t filled = 0; filled < size; filled++) {
+		struct candidate *c = &candidates[filled % count];
+		uint32_t slot;
+
+		do
+			slot = next_slot(c, log2_size);
+		while (table[slot] != FREE);
+		table[slot] = c->id;
 	}
 	free(candidates);
 	return 0;

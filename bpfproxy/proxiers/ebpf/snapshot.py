@@ -15,7 +15,7 @@ from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow
 Maps = Mapping[str, Map]
 
 
-class SetEntry(Struct):
+class SetEntry(Struct, gc=False):
     """A set and where it lies."""
 
     id: int
@@ -24,7 +24,7 @@ class SetEntry(Struct):
     length: int
 
 
-class BackendEntry(Struct):
+class BackendEntry(Struct, gc=False):
     """A backend's id; `sets` counts the sets that hold it."""
 
     id: int
@@ -32,7 +32,7 @@ class BackendEntry(Struct):
     sets: int = 0
 
 
-class FrontendEntry(Struct):
+class FrontendEntry(Struct, gc=False):
     """A frontend's id, and the set that it leads to."""
 
     id: int

@@ -24,6 +24,7 @@ from bpfproxy.proxiers.ebpf.rows import FrontendRow, SetKey, SetRow
 from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, FrontendEntry, Maps, SetEntry, Snapshot
 
 _FLAGS = abi.ffi.offsetof("struct backend", "flags")
+_SIZE = codec.BACKEND.size
 _GENERATION = abi.ffi.offsetof("struct backend", "generation")
 
 
@@ -40,27 +41,26 @@ class BackendTable:
 
     def __init__(self, maps: Maps, found: Snapshot, grace: float, clock: Clock) -> None:
         self._rows = maps["backends"].mmap()
+        self._words = self._rows.cast("I")
         self._stats = maps["backend_stats"]
         self.entries = found.backends
         used = (entry.id for entry in found.backends.values())
         self._ids = IdAllocator(maps["backends"].max_entries, grace, clock, used)
         self.gone: list[Gone] = []
 
-    def acquire(self, backends: Iterable[Backend]) -> list[int]:
+    def acquire(self, backends: Sequence[Backend]) -> list[int]:
         """Ids of `backends`, each held once more; writes the rows of new ones. Raises TableFullError and holds none."""
         entries = self.entries
         ids: list[int] = []
-        held: list[Backend] = []
         try:
             for backend in backends:
                 entry = entries.get(backend)
                 if entry is None:
                     entry = entries[backend] = self._write(backend)
                 entry.sets += 1
-                held.append(backend)
                 ids.append(entry.id)
         except TableFullError:
-            self.release(held)
+            self.release(backends[: len(ids)])
             raise
         return ids
 
@@ -73,16 +73,16 @@ class BackendTable:
             entry.sets -= 1
             if not entry.sets:
                 del entries[backend]
-                self._rows[entry.id * codec.BACKEND.size + _FLAGS] &= ~codec.SERVING
+                self._rows[entry.id * _SIZE + _FLAGS] &= ~codec.SERVING
                 self._stats.zero(entry.id)
                 self._ids.free(entry.id)
                 self.gone.append(Gone(backend, entry.id, entry.generation))
 
     def _write(self, backend: Backend) -> BackendEntry:
         number = self._ids.allocate()
-        at = number * codec.BACKEND.size
-        generation = codec.U32.unpack_from(self._rows, at + _GENERATION)[0] + 1 & 0xFFFFFFFF
-        self._rows[at : at + codec.BACKEND.size] = codec.encode_backend(backend, generation)
+        at = number * _SIZE
+        generation = self._words[(at + _GENERATION) // 4] + 1 & 0xFFFFFFFF
+        self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
         return BackendEntry(number, generation)
 
 

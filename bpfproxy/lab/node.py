@@ -1,0 +1,148 @@
+"""The agent of a lab's node: the real command line, in the node's network namespace and cgroup."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bpfproxy.lab.layout import CLUSTER_CIDRS
+from bpfproxy.lab.place import spawn
+from bpfproxy.lab.topology import Topology
+from bpfproxy.lab.wait import wait_until
+
+LoaderName = Literal["bcc", "prebuilt"]
+READY = re.compile(r"\bevent=ready\b|\bready\b")
+
+
+class AgentError(Exception):
+    """An agent, or a command beside it, ended otherwise than it should; the message carries what it said."""
+
+
+@dataclass
+class Agent:
+    """One agent and the commands beside it. Its state directory outlives it, as on a real node."""
+
+    topology: Topology
+    node: str
+    manifests: Path
+    """Directory or file that it watches."""
+    loader: LoaderName = "bcc"
+    cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
+    options: tuple[str, ...] = ()
+    """More flags of `bpfproxy run`."""
+    state: Path = field(init=False)
+    log: Path = field(init=False)
+    """Standard error of all its runs."""
+    _process: subprocess.Popen[str] | None = None
+
+    def __post_init__(self) -> None:
+        directory = self.topology.directory / self.node
+        directory.mkdir(exist_ok=True)
+        self.state = directory / "state"
+        self.log = directory / "agent.log"
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Start it and wait until its first full sync is done. Raises AgentError if it ends before, TimeoutError."""
+        offset = self.log.stat().st_size if self.log.exists() else 0
+        process = self.launch()
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                self._process = None
+                raise AgentError(f"{self.node}: the agent ended with status {process.returncode}: {self.said(offset)}")
+            return READY.search(self.said(offset)) is not None
+
+        wait_until(ready, timeout, f"the agent of {self.node} is ready")
+
+    def launch(self) -> subprocess.Popen[str]:
+        """Start it without waiting."""
+        if self._process is not None:
+            raise AgentError(f"{self.node}: the agent runs already")
+        with self.log.open("a") as log:
+            self._process = self.spawn(*self.run_arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return self._process
+
+    def run_arguments(self) -> list[str]:
+        """The arguments of `bpfproxy run`."""
+        cidrs = [word for cidr in self.cluster_cidrs for word in ("--cluster-cidr", cidr)]
+        return [
+            "run",
+            *("--manifests", str(self.manifests)),
+            *("--node-name", self.node),
+            *cidrs,
+            *("--cgroup", str(self.topology.node_cgroup(self.node))),
+            *("--state-dir", str(self.state)),
+            *("--loader", self.loader),
+            *self.options,
+        ]
+
+    def spawn(self, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
+        """Start any `bpfproxy` command as a process of the node."""
+        return spawn(
+            [sys.executable, "-m", "bpfproxy", *arguments],
+            namespace=self.topology.netns(self.node),
+            cgroup=self.topology.spot_cgroup(self.node),
+            lab_id=self.topology.lab_id,
+            **streams,
+        )
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def said(self, offset: int = 0) -> str:
+        """Its log from a byte offset on."""
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return log.read().decode(errors="replace")
+
+    def stop(self, timeout: float = 10.0) -> int | None:
+        """SIGTERM: the datapath stays. Returns the exit status, None if it did not run. Killed if it does not end in time."""
+        return self._end(signal.SIGTERM, timeout)
+
+    def kill(self) -> None:
+        """SIGKILL: the datapath stays."""
+        self._end(signal.SIGKILL, 10.0)
+
+    def _end(self, number: int, timeout: float) -> int | None:
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        if process.poll() is None:
+            os.kill(process.pid, number)
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise TimeoutError(f"the agent of {self.node} did not end within {timeout:g} s") from None
+
+    def command(self, *arguments: str, timeout: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Run any `bpfproxy` command on the node until it ends; its output and status."""
+        process = self.spawn(*arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+    def look(self, *arguments: str) -> Any:
+        """A command that looks at this node's datapath (`service list`, `stats`), as decoded JSON. Raises AgentError."""
+        done = self.command(*arguments, "--state-dir", str(self.state), "-o", "json")
+        if done.returncode != 0:
+            raise AgentError(f"{self.node}: {' '.join(arguments)}: status {done.returncode}: {done.stderr}")
+        return json.loads(done.stdout)
+
+    def cleanup(self) -> subprocess.CompletedProcess[str]:
+        """`bpfproxy cleanup` of this node."""
+        return self.command("cleanup", "--state-dir", str(self.state))
