@@ -195,10 +195,12 @@ struct udp_socket {
 /* Constants of a loaded program: .rodata in the prebuilt object, -DCFG_<field> with bcc. */
 struct config {
 	__u64 node_netns;		/* cookie of the node's own network namespace */
-	__u32 pod_scope;		/* scope of clients in other namespaces */
+	__u32 pod_scope4;		/* scope of IPv4 clients in other namespaces */
+	__u32 pod_scope6;		/* the same for IPv6 */
 	__u32 snat_first;		/* host order, inclusive; 0: no range */
 	__u32 snat_last;
 	__u32 has_set_retval;		/* bpf_set_retval works in these hooks (Linux 6.1) */
+	__u32 pad;
 };
 
 /* ---- counters ------------------------------------------------------------------------------------------------- */

@@ -20,4 +20,4 @@ HAS_SIZE(struct udp_session, 48);
 HAS_SIZE(struct socket_state, 248);
 HAS_SIZE(struct udp_session_key, 32);
 HAS_SIZE(struct udp_socket, 8);
-HAS_SIZE(struct config, 24);
+HAS_SIZE(struct config, 32);

@@ -128,7 +128,8 @@ static __always_inline int translate(struct sock_call *call, struct udp_session 
 {
 	__u64 client = netns_cookie(call->ctx);
 	int client_is_node = client == CONFIG(node_netns);
-	__u8 scope = client_is_node ? SCOPE_INTERNAL : CONFIG(pod_scope);
+	__u8 pod_scope = endpoint_is_v4(&call->dst) ? CONFIG(pod_scope4) : CONFIG(pod_scope6);
+	__u8 scope = client_is_node ? SCOPE_INTERNAL : pod_scope;
 	struct frontend *frontend = frontend_find(&call->dst, call->protocol, scope, client_is_node);
 	union backend_set set;
 	struct choice choice;

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from bpfproxy.errors import InputError
+
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
 ProxyMode = Literal["ebpf"]
@@ -80,3 +82,10 @@ class Settings:
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity of events that are logged."""
+
+    def snat_range(self) -> tuple[int, int]:
+        """`snat_ports` as (first, last). Raises InputError."""
+        first, _, last = self.snat_ports.partition("-")
+        if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65535):
+            raise InputError(f"--snat-ports {self.snat_ports}: expected FIRST-LAST, both from 1024 to 65535")
+        return int(first), int(last)

@@ -38,9 +38,10 @@ def constant(name: str) -> int:
 
 @cache
 def enum_of(name: str, prefix: str) -> type[IntEnum]:
-    """The enum `name` as an IntEnum whose members lack `prefix`; a final `COUNT` is left out."""
+    """The enum `name` as an IntEnum whose members lack `prefix`; `COUNT` is left out; in ascending order."""
     elements = ffi.typeof(f"enum {name}").relements
-    members = {label.removeprefix(prefix): value for label, value in elements.items() if label != f"{prefix}COUNT"}
+    by_value = sorted(elements.items(), key=lambda element: element[1])
+    members = {label.removeprefix(prefix): value for label, value in by_value if label != f"{prefix}COUNT"}
     enum: type[IntEnum] = IntEnum(name, members)  # type: ignore[misc]
     return enum
 

@@ -42,11 +42,13 @@ def fill(backends: Sequence[Backend], ids: Sequence[int], log2_size: int) -> byt
     """The 2^`log2_size` slots of the table, each the id of its backend: 32 bits in the machine's byte order.
 
     `ids[i]` stands for `backends[i]`. Which backend has a slot depends on the set of backends alone, not on their
-    order and ids. Raises ValueError if there is no backend, or more than slots.
+    order and ids. Raises ValueError if there is no backend, or more than slots, or the table is too large.
     """
     count = len(backends)
     if len(ids) != count:
         raise ValueError(f"expected {count} ids, not {len(ids)}")
+    if not 0 <= log2_size <= MAX_LOG2:
+        raise ValueError(f"expected a table of at most 2^{MAX_LOG2} slots for the backends, not 2^{log2_size}")
     keys = b"".join([v4_mapped(b.address) + (b.port << 8 | b.protocol).to_bytes(3, "big") for b in backends])
     identities = _ffi.new("uint64_t[]", count)
     table = bytearray(4 << log2_size)

@@ -13,7 +13,7 @@ from bpfproxy.lab.topology import Topology
 
 
 class Lab:
-    """A context manager: entering brings up namespaces and peers, leaving stops every process and removes everything."""
+    """A context manager: entering brings up namespaces and peers, leaving ends every process and removes all."""
 
     def __init__(self) -> None:
         self.topology = Topology()
@@ -36,9 +36,7 @@ class Lab:
         self.topology.__enter__()
         try:
             for spot in SPOTS.values():
-                place = Place(
-                    spot, self.lab_id, self.topology.netns(spot.name), self.topology.spot_cgroup(spot.name)
-                )
+                place = Place(spot, self.lab_id, self.topology.netns(spot.name), self.topology.spot_cgroup(spot.name))
                 self.places[spot.name] = place
                 place.start()
             for place in self.places.values():
@@ -54,8 +52,10 @@ class Lab:
     def _leave(self) -> None:
         # The topology kills what is left in its cgroups; the processes are ended here to reap them.
         try:
-            for process in (*self.agents.values(), *self.places.values()):
-                process.stop()
+            for agent in self.agents.values():
+                agent.stop()
+            for place in self.places.values():
+                place.stop()
         finally:
             self.topology.__exit__(None, None, None)
 

@@ -70,4 +70,3 @@ SPOTS = {
 
 UPLINK_PREFIX = {4: 24, 6: 64}
 """Prefix lengths of the network that joins the client and the nodes."""
-

@@ -105,7 +105,7 @@ class Agent:
             return log.read().decode(errors="replace")
 
     def stop(self, timeout: float = 10.0) -> int | None:
-        """SIGTERM: the datapath stays. Returns the exit status, None if it did not run. Killed if it does not end in time."""
+        """SIGTERM: the datapath stays. Returns the exit status, None if it did not run; raises TimeoutError."""
         return self._end(signal.SIGTERM, timeout)
 
     def kill(self) -> None:
@@ -137,7 +137,7 @@ class Agent:
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def look(self, *arguments: str) -> Any:
-        """A command that looks at this node's datapath (`service list`, `stats`), as decoded JSON. Raises AgentError."""
+        """A command that looks at this node's datapath (`service list`, `stats`): its JSON. Raises AgentError."""
         done = self.command(*arguments, "--state-dir", str(self.state), "-o", "json")
         if done.returncode != 0:
             raise AgentError(f"{self.node}: {' '.join(arguments)}: status {done.returncode}: {done.stderr}")

@@ -193,7 +193,8 @@ class Place:
             process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
             raise PlaceError(f"{self.name}: the peer ended: {self.errors.read_text()}") from None
-        if not select.select([process.stdout], [], [], within)[0]:
+        readable, _, _ = select.select([process.stdout.fileno()], [], [], within)  # type: ignore[union-attr]
+        if not readable:
             self.stop()  # a late answer would be taken for that of the next command
             raise PlaceError(f"{self.name}: no answer to {op} within {within:g} s")
         line = process.stdout.readline()  # type: ignore[union-attr]
@@ -216,7 +217,7 @@ class Place:
         return OpenFlow(self, name, self.call("open", name=name, flow=flow.arguments()))
 
     def load(self, flow: Flow, *, hold: bool, interval: float = 0.002) -> Load:
-        """Start traffic in the background: a request each `interval` seconds, on one held socket or on a new one each."""
+        """Start traffic in the background: a request each `interval` seconds, on one held socket or on new ones."""
         name = self._name("load")
         self.call("load", name=name, flow=flow.arguments(), hold=hold, interval=interval)
         return Load(self, name)
@@ -236,9 +237,7 @@ class Place:
         return f"{kind}-{self._named}"
 
 
-def spawn(
-    command: list[str], *, namespace: str, cgroup: Path, lab_id: str, **streams: Any
-) -> subprocess.Popen[str]:
+def spawn(command: list[str], *, namespace: str, cgroup: Path, lab_id: str, **streams: Any) -> subprocess.Popen[str]:
     """Start a process of a lab: in a network namespace, and in a cgroup from its first instruction on."""
     enter = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs")]
     environment = {**os.environ, remains.ENVIRONMENT: lab_id, "PYTHONPATH": str(PROJECT)}

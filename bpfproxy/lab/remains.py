@@ -46,7 +46,7 @@ def remove(lab_id: str) -> None:
         lambda: _kill_strays(lab_id),
         lambda: cgroup.kill(cgroup.mount_point() / names),
         lambda: _unmount_below(directory(lab_id)),
-        *(lambda name=name: netns.remove(name) for name in netns.names(names + "-")),  # type: ignore[misc]
+        *(lambda name=name: netns.remove(name) for name in netns.names(names + "-")),
         lambda: cgroup.remove(cgroup.mount_point() / names),
         lambda: shutil.rmtree(directory(lab_id)) if directory(lab_id).exists() else None,
         _drop_empty_run_directory,
@@ -70,11 +70,10 @@ def sweep() -> list[str]:
 
 
 def leftovers(owner: int | None = None) -> set[str]:
-    """What there is of labs and of bpfproxy in this kernel, a line each; with `owner`, of labs of that process alone."""
-    ours = f"{'' if owner is None else owner}"
+    """What there is of labs and of bpfproxy in this kernel, a line each; with `owner`, of that process's labs alone."""
 
     def belongs(lab_id: str) -> bool:
-        return owner is None or lab_id.split("-")[0] == ours
+        return owner is None or lab_id.split("-")[0] == str(owner)
 
     found = {f"namespace {name}" for name in netns.names(_PREFIX) if belongs(name.removeprefix(_PREFIX))}
     cgroups = [
@@ -86,7 +85,9 @@ def leftovers(owner: int | None = None) -> set[str]:
     found |= {f"cgroup {path}" for path in cgroups}
     found |= {f"process {pid} of lab {lab_id}" for pid, lab_id in _processes() if belongs(lab_id)}
     for mount in _bpffs_mounts():
-        if (owner is None and _is_ours(mount)) or (mount.is_relative_to(RUN) and belongs(mount.relative_to(RUN).parts[0])):
+        if (owner is None and _is_ours(mount)) or (
+            mount.is_relative_to(RUN) and belongs(mount.relative_to(RUN).parts[0])
+        ):
             found |= {f"bpffs {mount}"} | {f"pin {pin}" for pin in mount.rglob("*")}
     if RUN.is_dir():
         found |= {f"directory {path}" for path in RUN.iterdir() if belongs(path.name)}
@@ -105,7 +106,7 @@ def _is_ours(mount: Path) -> bool:
 
 
 def _devices() -> Iterator[str]:
-    """Devices of the namespace that we are in with a lab's or a proxier's name. Labs make theirs in namespaces alone."""
+    """Devices outside the lab's namespaces that have a proxier's name; labs make none there."""
     for path in Path("/sys/class/net").iterdir():
         if path.name.startswith(("bpfproxy", "kube-ipvs")):
             yield path.name

@@ -21,7 +21,7 @@ from typing import Any, Self
 from pyroute2 import IPRoute
 
 from bpfproxy.lab import cgroup, netns, remains
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
+from bpfproxy.lab.layout import NODES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
 
 UPLINK = "eth0"
 _SWITCH = "switch"
@@ -53,8 +53,10 @@ class Topology:
     def spot_cgroup(self, spot: str) -> Path:
         """The cgroup of one spot: `host` for the node's own processes."""
         place = SPOTS[spot]
-        return self.node_cgroup(place.node) / ("host" if place.kind == "node" else spot) if place.node else (
-            self.cgroup / spot
+        return (
+            self.node_cgroup(place.node) / ("host" if place.kind == "node" else spot)
+            if place.node
+            else (self.cgroup / spot)
         )
 
     def __enter__(self) -> Self:
@@ -141,13 +143,15 @@ class Topology:
 
     def _veth(self, ip: IPRoute, name: str, peer: str, peer_spot: str) -> None:
         with (netns.DIRECTORY / self.netns(peer_spot)).open() as namespace:
-            ip.link(
-                "add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": namespace.fileno()}
-            )
+            ip.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": namespace.fileno()})
 
 
 _FORWARDING = {"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1}
-_QUICK_ADDRESSES = {"ipv6.conf.all.accept_dad": 0, "ipv6.conf.default.accept_dad": 0, "ipv6.conf.default.dad_transmits": 0}
+_QUICK_ADDRESSES = {
+    "ipv6.conf.all.accept_dad": 0,
+    "ipv6.conf.default.accept_dad": 0,
+    "ipv6.conf.default.dad_transmits": 0,
+}
 
 
 def _settle(namespace: str, sysctls: dict[str, int]) -> None:
@@ -186,5 +190,8 @@ def _exit_on_sigterm() -> Callable[[], None]:
     def leave(number: int, frame: FrameType | None) -> Any:
         raise SystemExit(128 + number)
 
+    def restore() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGTERM, leave)
-    return lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None
+    return restore

@@ -24,7 +24,7 @@ class Op(Struct, frozen=True, gc=False):
     """Write `row` under `key`, or delete `key` if `row` is None."""
 
     key: Key
-    row: Row | None
+    row: Row
 
 
 class Failure(Struct, frozen=True):

@@ -130,7 +130,7 @@ def test_where_a_backend_runs_does_not_matter() -> None:
 
 @pytest.mark.parametrize(
     ("count", "ids", "log2"),
-    [(0, [], 8), (3, [1, 2, 3], 1), (1, [2**32 - 1], 8), (1, [1], 32), (2, [1], 8)],
+    [(0, [], 8), (3, [1, 2, 3], 1), (1, [2**32 - 1], 8), (1, [1], 18), (2, [1], 8)],
     ids=["no backend", "fewer slots than backends", "reserved id", "too large", "ids missing"],
 )
 def test_refuses(count: int, ids: list[int], log2: int) -> None:

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (archive,) = directory.glob("*.tar.gz")
     with tarfile.open(archive) as sdist:
         assert not [name for name in sdist.getnames() if "/_built" in name or "/.venv" in name]
-        sdist.extractall(directory, filter="data")
+        sdist.extractall(directory)
     source = directory / archive.name.removesuffix(".tar.gz")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, source, cwd=directory)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from typing import Any
 from itertools import count as counter
+from typing import Any
 
 _LIMIT = 65536
 _tokens = counter()

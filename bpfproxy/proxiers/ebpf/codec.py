@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from bpfproxy.datapath import abi
 from bpfproxy.model.address import Address, from_v4_mapped, v4_mapped
@@ -56,7 +56,7 @@ def decode_backend(row: bytes | memoryview) -> tuple[Backend, int, bool]:
 
 # ---- sets --------------------------------------------------------------------------------------------------------
 
-_set = abi.ffi.new("union backend_set *")
+_set: Any = abi.ffi.new("union backend_set *")
 
 
 def encode_set(row: SetRow, base: int, table_log2: int) -> int:

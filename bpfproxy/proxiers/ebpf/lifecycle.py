@@ -11,36 +11,185 @@ in force, then switches the links over one by one and removes the former maps.
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import socket
+import logging
+import shutil
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
-from bpfproxy.datapath import attach, bpffs, loader, probe, sockdestroy
-from bpfproxy.datapath.files import c_tree
+from bpfproxy.datapath import abi, attach, bpffs, features, libbpf, loader
+from bpfproxy.datapath.lock import StateLock
 from bpfproxy.datapath.maps import Map
-from bpfproxy.errors import NotRunningError
+from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
+from bpfproxy.proxiers.ebpf.tables import Gone
 from bpfproxy.proxiers.ebpf.view import View
 
-HOOKS: Final = (
-    "getpeername4",
-    "getpeername6",
-    "recvmsg4",
-    "recvmsg6",
-    "sock_release",
-    "post_bind4",
-    "post_bind6",
-    "sendmsg4",
-    "sendmsg6",
-    "connect4",
-    "connect6",
-)
-"""The order of attaching: those that restore what a socket sees, before those that translate. Detached in reverse."""
+log = logging.getLogger(__name__)
+
+_SOCKET_MAP: Final = "sockets"
+"""Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
+_NODE_ADDRESSES_MAX: Final = 4096
+
+
+def renderer(settings: Settings) -> EbpfRenderer:
+    """The pure half, for which no kernel is needed."""
+    return EbpfRenderer(Scheduler[settings.scheduler.upper().replace("-", "_")])
+
+
+def open_proxier(settings: Settings) -> EbpfProxier:
+    """Load programs and maps; nothing is attached before `EbpfProxier.activate`.
+
+    The caller holds the lock of the state directory. Raises PermissionsError, UnsupportedError, DatapathError.
+    """
+    features.require_capabilities()
+    cgroup = settings.cgroup or mounts.cgroup2()
+    if not mounts.is_cgroup2(cgroup):
+        raise InputError(f"--cgroup {cgroup}: expected a directory of a cgroup v2 file system")
+    datapath = _Datapath(settings, cgroup)
+    return EbpfProxier(
+        datapath.loaded.maps,
+        renderer(settings),
+        grace_period=settings.grace_period,
+        activate=datapath.activate,
+        destroy_sockets=datapath.destroy_sockets,
+        close=datapath.loaded.close,
+    )
+
+
+def open_view(state_dir: Path) -> View:
+    """A look at the datapath under a state directory. Raises NotRunningError if there is none."""
+    top = bpffs.locate(state_dir)
+    directory = _maps_in_force(top) if top else None
+    if directory is None:
+        raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
+    return View(loader.open_maps(directory))
+
+
+def cleanup(state_dir: Path) -> list[str]:
+    """Remove every trace of a datapath; returns what was removed, empty if there was nothing.
+
+    Raises AlreadyRunningError while an agent runs.
+    """
+    if not state_dir.is_dir():
+        return []
+    with StateLock(state_dir) as lock:
+        removed: list[str] = []
+        top = bpffs.locate(state_dir)
+        if top is not None:
+            removed += [f"link {name}" for name in attach.detach_all(top / "links")]
+            for directory in _map_directories(top):
+                removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
+        if bpffs.unmount(state_dir):
+            removed.append(f"bpffs {state_dir / 'bpf'}")
+        for path in sorted(state_dir.iterdir()):
+            if path == lock.path:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(str(path))
+        lock.release(remove=True)
+    state_dir.rmdir()
+    return removed
+
+
+class _Datapath:
+    """A loaded datapath and its attachments."""
+
+    def __init__(self, settings: Settings, cgroup: Path) -> None:
+        sizes = _sizes(settings)
+        self._cgroup = cgroup
+        self._top = bpffs.mount(settings.state_dir)
+        self._links = self._top / "links"
+        self._maps = self._top / f"maps-{loader.maps_version(sizes)}"
+        self._replaces = [path for path in _map_directories(self._top) if path != self._maps]
+        self._maps.mkdir(exist_ok=True)
+        self._carry_sockets_over()
+        constants = _constants(settings)
+        spec = loader.LoadSpec(constants=constants, sizes=sizes, pin_dir=self._maps)
+        self.loaded = loader.load(spec, settings.loader)
+        log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
+
+    def activate(self, complete: bool) -> None:
+        """Attach the programs, or switch the links to them. Does its work once."""
+        if not self.loaded.programs or (not complete and self._replaces):
+            return
+        target = attach.CgroupTarget(self._cgroup)
+        outcomes = [
+            attach.attach(self._links, program.name, program, target)
+            for program in attach.in_order(self.loaded.programs.values())
+        ]
+        self.loaded.close_programs()
+        for former in self._replaces:
+            bpffs.remove_tree(former)
+        self._replaces = []
+        changed = sum(outcome is not attach.Outcome.UNCHANGED for outcome in outcomes)
+        log.info("event=attached cgroup=%s links=%d changed=%d", self._cgroup, len(outcomes), changed)
+
+    def destroy_sockets(self, gone: Mapping[int, Gone]) -> None:
+        """End connected UDP sockets, so that their owners connect again and get a live backend."""
+        result = sockdestroy.destroy(self._cgroup, {cookie: item.backend for cookie, item in gone.items()})
+        log.info("event=udp_sockets_destroyed %s", result)
+
+    def _carry_sockets_over(self) -> None:
+        path = self._maps / _SOCKET_MAP
+        if path.exists():
+            return
+        for former in self._replaces:
+            if (former / _SOCKET_MAP).exists():
+                with Map.open(former / _SOCKET_MAP) as sockets:
+                    if sockets.shape.value_size == abi.sizeof("struct socket_state"):
+                        libbpf.pin(sockets.fd, path)
+                        return
+
+
+def _sizes(settings: Settings) -> dict[str, int]:
+    """max_entries by map."""
+    return {
+        "frontends4": settings.max_frontends,
+        "frontends6": settings.max_frontends,
+        "frontend_stats": settings.max_frontends,
+        "sets": settings.max_sets,
+        "set_names": settings.max_sets,
+        "round_robin": settings.max_sets,
+        "backends": settings.max_backends,
+        "backend_stats": settings.max_backends,
+        "slots": -(-settings.max_slots // 2),
+        "node_addresses": _NODE_ADDRESSES_MAX,
+        "affinities": settings.max_affinities,
+        "udp_sessions": settings.max_udp_sessions,
+        "udp_sockets": settings.max_udp_sessions,
+        "metrics": abi.constant("HOOK_COUNT") * abi.constant("REASON_COUNT"),
+    }
+
+
+def _constants(settings: Settings) -> dict[str, int]:
+    first, last = settings.snat_range()
+    detected = {ip_network(cidr).version for cidr in settings.cluster_cidr}
+    return {
+        "node_netns": features.netns_cookie(),
+        "pod_scope4": Scope.INTERNAL if 4 in detected else Scope.EXTERNAL,
+        "pod_scope6": Scope.INTERNAL if 6 in detected else Scope.EXTERNAL,
+        "snat_first": first,
+        "snat_last": last,
+        "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
+        "pad": 0,
+    }
+
+
+def _map_directories(top: Path) -> list[Path]:
+    return sorted(path for path in top.iterdir() if path.name.startswith("maps-"))
+
+
+def _maps_in_force(top: Path) -> Path | None:
+    """Those that the attached programs use: the oldest, while an agent is filling others beside them."""
+    directories = _map_directories(top)
+    return min(directories, key=lambda path: path.stat().st_ctime_ns, default=None)
+

@@ -259,7 +259,7 @@ def write_rows(map_: Map, keys: Sequence[bytes], values: Sequence[bytes]) -> dic
         done, error = map_.update_batch(b"".join(keys[start:]), b"".join(values[start:]), len(keys) - start)
         start += done
         if error is not None:
-            refused[start] = f"map {map_.name}: {error.strerror} ({map_.max_entries} rows at most)"
+            refused[start] = f"{error.strerror} ({map_.max_entries} rows at most)"
             start += 1
     return refused
 

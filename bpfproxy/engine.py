@@ -1,0 +1,309 @@
+"""From the objects to the proxiers: plans what changed, hands each proxier the rows that differ, remembers what succeeded.
+
+The engine has no clock and does no I/O of its own; whoever owns it calls `sync` when there is something to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from bpfproxy.diff import diff_keys
+from bpfproxy.model.event import Update
+from bpfproxy.model.frontend import Frontend, FrontendSpec, HealthCheck, NodePlan, ServicePlan
+from bpfproxy.model.service import ObjectName
+from bpfproxy.plan import Clash, NodeConfig, PlanIndex, plan_node, plan_service
+from bpfproxy.proxiers.base import Failure, Key, Op, Proxier, Row, Rows
+from bpfproxy.store import Store
+
+Owner = ObjectName | None
+"""Whose rows: a Service's, or (None) the node's."""
+
+
+class UnknownMode(Struct, frozen=True):
+    """A Service asks for a proxier that the engine does not hold; the default one serves it."""
+
+    service: ObjectName
+    mode: str
+    served_by: str
+
+    def __str__(self) -> str:
+        return f"Service {self.service}: unknown proxy mode {self.mode!r}; served by {self.served_by}"
+
+
+class SyncReport(Struct, frozen=True):
+    """What a sync did."""
+
+    planned: int
+    """Services that were planned anew."""
+    frontends: frozenset[Frontend]
+    """Frontends that are new, different, or gone."""
+    ops: int
+    """Ops that were carried out, all proxiers together."""
+    failures: tuple[Failure, ...]
+    """Ops that were not; the next sync tries them again."""
+    clashes: tuple[Clash, ...]
+    """Frontends that a Service lost to another since the last sync."""
+    unknown_modes: tuple[UnknownMode, ...]
+    """Of Services whose plan changed in this sync."""
+    nodes: frozenset[str]
+    """Names of the Node objects that changed since the last sync."""
+    service_events: int
+    """Changes of Services since the last sync."""
+    endpoint_events: int
+    """Changes of EndpointSlices since the last sync."""
+
+
+class Engine:
+    """Holds the proxiers by mode. A Service is served by the one that it names (`Service.proxy_mode`), else by
+    `default_mode`. For one thread at a time.
+
+    Until an update says `complete`, nothing is deleted: rows that an earlier run left may belong to a Service that the
+    source has not delivered yet.
+    """
+
+    def __init__(self, proxiers: Mapping[str, Proxier], default_mode: str, node: NodeConfig) -> None:
+        self._tables = {mode: _Tables(proxier) for mode, proxier in proxiers.items()}
+        self._default = default_mode
+        self._node = node
+        self._node_plan: NodePlan | None = None
+        """As rendered last."""
+        self._store = Store()
+        self._index = PlanIndex()
+        self._health_checks: dict[ObjectName, HealthCheck] = {}
+        self._plan_all = False
+        self._pruned = False
+        """The rows that an earlier run left have been dealt with."""
+
+    @property
+    def store(self) -> Store:
+        """The objects, to be looked at."""
+        return self._store
+
+    @property
+    def node(self) -> NodeConfig:
+        """As given or last set."""
+        return self._node
+
+    @property
+    def node_plan(self) -> NodePlan:
+        """Where NodePorts answer."""
+        return plan_node(self._node)
+
+    @property
+    def pending(self) -> int:
+        """How many rows the last sync wanted to change and could not."""
+        return sum(len(tables.pending) for tables in self._tables.values())
+
+    @property
+    def clashes(self) -> tuple[Clash, ...]:
+        """All frontends that a Service lost to another."""
+        return self._index.clashes
+
+    def plan_of(self, service: ObjectName) -> ServicePlan | None:
+        """The plan in force since the last sync, without the frontends that other Services won."""
+        return self._index.plans.get(service)
+
+    def frontends(self) -> dict[Frontend, FrontendSpec]:
+        """All frontends since the last sync."""
+        return {frontend: spec for plan in self._index.plans.values() for frontend, spec in plan.frontends.items()}
+
+    def health_checks(self) -> tuple[HealthCheck, ...]:
+        """Of all Services, sorted by name."""
+        return tuple(self._health_checks[name] for name in sorted(self._health_checks))
+
+    def start(self) -> None:
+        """Learn from each proxier what an earlier run left."""
+        for tables in self._tables.values():
+            tables.read()
+
+    def update(self, update: Update) -> None:
+        """Take in what a source says; `sync` acts on it."""
+        self._store.update(update)
+
+    def set_node(self, node: NodeConfig) -> None:
+        """Replace what is known of the node; `sync` acts on it."""
+        self._plan_all |= not node.plans_services_like(self._node)
+        self._node = node
+
+    def resync(self) -> SyncReport:
+        """A sync that first reads back what the proxiers hold, so that what others changed is repaired."""
+        self.start()
+        return self.sync()
+
+    def sync(self) -> SyncReport:
+        """Bring the proxiers to what the objects ask for. What a proxier raises passes through; the next sync then reads
+        that proxier's rows back first."""
+        changes = self._store.take()
+        names: Iterable[ObjectName] = changes.services
+        if self._plan_all:
+            names = dict.fromkeys((*changes.services, *(service.name for service in self._store.services())))
+        plans = {name: plan_service(self._store.service(name), self._store.slices(name), self._node) for name in names}
+        self._plan_all = False
+        delta = self._index.update(plans)
+        unknown_modes = self._stage(delta.plans)
+        self._stage_node()
+        prune = self._store.complete
+        if prune and not self._pruned:
+            for tables in self._tables.values():
+                tables.compare_all = True
+        ops = 0
+        failures: list[Failure] = []
+        for tables in self._tables.values():
+            done, failed = tables.apply(prune=prune)
+            ops += done
+            failures += failed
+        for tables in self._release_moved():
+            done, failed = tables.apply(prune=prune)
+            ops += done
+            failures += failed
+        self._pruned = prune
+        return SyncReport(
+            planned=len(plans),
+            frontends=delta.frontends,
+            ops=ops,
+            failures=tuple(failures),
+            clashes=delta.clashes,
+            unknown_modes=unknown_modes,
+            nodes=changes.nodes,
+            service_events=changes.service_events,
+            endpoint_events=changes.endpoint_events,
+        )
+
+    def _stage(self, plans: Mapping[ObjectName, ServicePlan | None]) -> tuple[UnknownMode, ...]:
+        """Render changed plans and hand their rows to the right tables."""
+        unknown: list[UnknownMode] = []
+        rows_of: dict[str, dict[Owner, Rows]] = {mode: {} for mode in self._tables}
+        for name, plan in plans.items():
+            self._note_health_check(name, plan)
+            target = self._default
+            if plan is not None and plan.proxy_mode is not None:
+                if plan.proxy_mode in self._tables:
+                    target = plan.proxy_mode
+                else:
+                    unknown.append(UnknownMode(name, plan.proxy_mode, self._default))
+            rows = self._tables[target].proxier.render(plan) if plan is not None else {}
+            rows_of[target][name] = rows
+            for mode, tables in self._tables.items():
+                if mode != target and name in tables.rows:
+                    tables.hold(name)
+        for mode, tables in self._tables.items():
+            tables.stage(rows_of[mode])
+        return tuple(unknown)
+
+    def _note_health_check(self, name: ObjectName, plan: ServicePlan | None) -> None:
+        if plan is not None and plan.health_check is not None:
+            self._health_checks[name] = plan.health_check
+        else:
+            self._health_checks.pop(name, None)
+
+    def _stage_node(self) -> None:
+        plan = self.node_plan
+        if plan != self._node_plan:
+            for tables in self._tables.values():
+                tables.stage({None: tables.proxier.render_node(plan)})
+            self._node_plan = plan
+
+    def _release_moved(self) -> list[_Tables]:
+        """Let go of the rows of Services that another proxier serves by now. Returns the tables to apply again."""
+        released = []
+        for tables in self._tables.values():
+            settled = [
+                name
+                for name in tables.held
+                if not any(other.is_pending(name) for other in self._tables.values() if other is not tables)
+            ]
+            if settled:
+                tables.release(settled)
+                released.append(tables)
+        return released
+
+
+class _Tables:
+    """One proxier's rows: those wanted, those applied, and those that still have to be brought into line."""
+
+    def __init__(self, proxier: Proxier) -> None:
+        self.proxier = proxier
+        self.rows: dict[Owner, Rows] = {}
+        """Wanted rows by owner; no two owners share a key."""
+        self.held: dict[Owner, dict[Key, Row]] = {}
+        """Rows of Services that moved to another proxier, kept until that one serves them."""
+        self.pending: dict[Key, Row | None] = {}
+        """Wanted rows that may differ from the applied ones; None: no row is wanted."""
+        self.compare_all = False
+        """Compare all rows at the next `apply`, not only the pending ones."""
+        self._applied: dict[Key, Row] = {}
+        self._known = False
+        """`_applied` is what the proxier holds."""
+
+    def read(self) -> None:
+        """Learn what the proxier holds."""
+        self._applied = self.proxier.read()
+        self._known = True
+        self.compare_all = True
+
+    def stage(self, changed: Mapping[Owner, Rows]) -> None:
+        """Replace all rows of the owners in `changed`. A row may pass from one of them to another."""
+        pending = self.pending
+        for owner in changed:
+            pending.update(dict.fromkeys(self.rows.pop(owner, ())))
+            pending.update(dict.fromkeys(self.held.pop(owner, ())))
+        for owner, rows in changed.items():
+            if rows:
+                self.rows[owner] = rows
+                pending.update(rows)
+                for kept in self.held.values():
+                    for key in kept.keys() & rows.keys():
+                        del kept[key]
+
+    def hold(self, owner: Owner) -> None:
+        """Keep the rows of a Service as they are until `release`."""
+        self.held[owner] = dict(self.rows.pop(owner))
+
+    def release(self, owners: Iterable[Owner]) -> None:
+        """Give up held rows."""
+        for owner in owners:
+            self.pending.update(dict.fromkeys(self.held.pop(owner)))
+
+    def is_pending(self, owner: Owner) -> bool:
+        """Whether some row of `owner` is not as wanted yet."""
+        return any(key in self.pending for key in self.rows.get(owner, ()))
+
+    def apply(self, *, prune: bool) -> tuple[int, list[Failure]]:
+        """Bring the proxier's rows to the wanted ones; without `prune` none is deleted. Returns how many ops were
+        carried out, and those that failed: they stay pending."""
+        if not self._known:
+            self.read()
+        if self.compare_all:
+            self.pending = self._all_wanted()
+        if not prune:
+            self.pending = {key: row for key, row in self.pending.items() if row is not None}
+        ops = diff_keys(self._applied, self.pending, self.proxier.phase)
+        failures: list[Failure] = []
+        if ops:
+            self._known = False
+            failures = self.proxier.apply(ops)
+            self._known = True
+        failed = {failure.op.key: failure.op.row for failure in failures}
+        self._remember(ops, failed)
+        self.pending = failed
+        self.compare_all = False
+        self.proxier.activate(complete=prune)
+        return len(ops) - len(failed), failures
+
+    def _all_wanted(self) -> dict[Key, Row | None]:
+        wanted: dict[Key, Row | None] = dict.fromkeys(self._applied)
+        for rows in (*self.held.values(), *self.rows.values()):
+            wanted.update(rows)
+        return wanted
+
+    def _remember(self, ops: Iterable[Op], failed: Mapping[Key, Row | None]) -> None:
+        applied = self._applied
+        for op in ops:
+            if op.key in failed:
+                continue
+            if op.row is None:
+                applied.pop(op.key, None)
+            else:
+                applied[op.key] = op.row

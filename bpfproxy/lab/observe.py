@@ -1,0 +1,68 @@
+"""Send what a probe says, and compare what was seen with what the oracle expects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from bpfproxy.lab.cases import Probe
+from bpfproxy.lab.oracle import ERRORS, Expected
+from bpfproxy.lab.place import Outcome, Place
+
+_PER_PLACE = 16
+"""Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
+
+
+def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[Outcome]:
+    """As many requests as the expectation needs: one per TCP connection, two per UDP socket."""
+    place = places[probe.client]
+    if expected.answer == "untouched":
+        return place.request(probe.flow(timeout=0.2))
+    if expected.answer != "answered":
+        return place.request(probe.flow(), sockets=4)
+    sockets = 4 if expected.sticky else _PER_PLACE * len(expected.places)
+    return place.request(probe.flow(), sockets=sockets, per_socket=_per_socket(probe))
+
+
+def _per_socket(probe: Probe) -> int:
+    return 2 if probe.talk.startswith("udp") else 1
+
+
+def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> list[str]:
+    """How the outcomes differ from the expectation, a line each; empty if they do not."""
+    if expected.answer == "untouched":
+        return [f"answered, though it is no frontend: {one}" for one in outcomes if one.reply]
+    if expected.answer != "answered":
+        wanted = ERRORS[expected.answer]
+        return _unlike("outcome", wanted, [one.error or f"answer of {one.reply}" for one in outcomes])
+    failed = Counter(one.error for one in outcomes if one.error)
+    if failed:
+        return [f"{failed.total()} of {len(outcomes)} requests failed: {dict(failed)}"]
+    replies = [one.reply for one in outcomes if one.reply]
+    return [
+        *_unlike("port of the server", expected.port, [reply.port for reply in replies]),
+        *_unlike("client as the server sees it", expected.source, [reply.peer[0] for reply in replies]),
+        *_unlike("peer as the client sees it", expected.peer, [one.peer for one in outcomes]),
+        *_places(probe, expected, [reply.place for reply in replies]),
+    ]
+
+
+def _unlike(what: str, wanted: object, seen: Sequence[object]) -> list[str]:
+    others = {str(one) for one in seen if one != wanted}
+    return [f"{what}: {other}, not {wanted}" for other in sorted(others)]
+
+
+def _places(probe: Probe, expected: Expected, answered: list[str]) -> list[str]:
+    found = [f"{place} answered" for place in sorted(set(answered) - expected.places)]
+    size = _per_socket(probe)
+    by_socket = [set(answered[at : at + size]) for at in range(0, len(answered), size)]
+    found += [f"one socket got answers of {' and '.join(sorted(one))}" for one in by_socket if len(one) > 1]
+    if expected.sticky:
+        if len(set(answered)) > 1:
+            found.append(f"{' and '.join(sorted(set(answered)))} answered a client that sticks to one")
+        return found
+    found += [f"{place} never answered" for place in sorted(expected.places - set(answered))]
+    shares = Counter(answered)
+    if expected.even and max(shares.values()) - min(shares.values()) > 0:
+        found.append(f"shares are not even: {dict(shares)}")
+    return found

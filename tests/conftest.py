@@ -1,0 +1,71 @@
+"""For all tests: skips are accounted for.
+
+A skip that is not on the list in allowed_skips.txt fails the run, so that nothing is left out unseen. Each line there
+is a pattern of test ids (as in fnmatch), a colon and the start of the reason that the skip has to give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+ALLOWED = Path(__file__).with_name("allowed_skips.txt")
+
+
+class SkipAccount:
+    """Counts skips, and tells those that are allowed from the others."""
+
+    def __init__(self, allowed: Path) -> None:
+        self.allowed = list(_read(allowed))
+        self.skips: list[tuple[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._note(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        self._note(report)
+
+    def _note(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self.skips.append((report.nodeid, reason.removeprefix("Skipped: ")))
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Skips that are not on the list."""
+        return [
+            (test, reason)
+            for test, reason in self.skips
+            if not any(fnmatchcase(test, pattern) and reason.startswith(start) for pattern, start in self.allowed)
+        ]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.refused() and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        refused = self.refused()
+        if self.skips:
+            terminalreporter.section(f"skips: {len(self.skips)}, not allowed: {len(refused)}")
+        for test, reason in self.skips:
+            mark = "NOT ALLOWED" if (test, reason) in refused else "allowed"
+            terminalreporter.line(f"{mark}: {test}: {reason}")
+
+
+def _read(path: Path) -> Iterator[tuple[str, str]]:
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            # Test ids hold colons in pairs; the one before the reason has a space after it.
+            pattern, _, reason = line.partition(": ")
+            yield pattern.strip(), reason.strip()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(SkipAccount(ALLOWED), "skip-account")

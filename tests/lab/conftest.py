@@ -1,0 +1,57 @@
+"""For lab tests: root, a check that each test leaves nothing, and clusters that serve the cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from bpfproxy.lab import cases, manifests, remains
+from bpfproxy.lab.lab import Lab
+from bpfproxy.lab.node import LoaderName
+from bpfproxy.lab.wait import wait_until
+
+LOADERS: tuple[LoaderName, ...] = ("bcc", "prebuilt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/lab/" in item.nodeid:
+            item.add_marker(pytest.mark.lab)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def as_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(as_root: None) -> Iterator[None]:
+    """What a test makes is gone after it, whether it passed or not. Fixtures of a wider scope are not its own."""
+    before = remains.leftovers(os.getpid())
+    yield
+    wait_until(lambda: not remains.leftovers(os.getpid()) - before, 5, "the test leaves nothing")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A lab of the test's own, without agents."""
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab whose agents serve all cases; parametrised by loader and by whether the cluster CIDRs are known."""
+    loader, detector = request.param
+    with Lab() as made:
+        directory = made.directory / "manifests"
+        manifests.write(directory, "nodes", manifests.nodes())
+        for case in cases.load():
+            manifests.write(directory, case.name, manifests.objects(case))
+        for node in ("node1", "node2"):
+            options = {} if detector else {"cluster_cidrs": ()}
+            made.agent(node, manifests=directory, loader=loader, **options).start()
+        yield made
