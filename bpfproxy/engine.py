@@ -1,4 +1,4 @@
-"""From the objects to the proxiers: plans what changed, hands each proxier the rows that differ, remembers what succeeded.
+"""From the objects to the proxiers: plans what changed, hands over the rows that differ, remembers what succeeded.
 
 The engine has no clock and does no I/O of its own; whoever owns it calls `sync` when there is something to do.
 """
@@ -64,6 +64,8 @@ class Engine:
     """
 
     def __init__(self, proxiers: Mapping[str, Proxier], default_mode: str, node: NodeConfig) -> None:
+        if default_mode not in proxiers:
+            raise ValueError(f"expected one of the proxiers {', '.join(proxiers)} as the default, not {default_mode!r}")
         self._tables = {mode: _Tables(proxier) for mode, proxier in proxiers.items()}
         self._default = default_mode
         self._node = node
@@ -133,8 +135,8 @@ class Engine:
         return self.sync()
 
     def sync(self) -> SyncReport:
-        """Bring the proxiers to what the objects ask for. What a proxier raises passes through; the next sync then reads
-        that proxier's rows back first."""
+        """Bring the proxiers to what the objects ask for. What a proxier raises passes through; the next sync then
+        reads that proxier's rows back first."""
         changes = self._store.take()
         names: Iterable[ObjectName] = changes.services
         if self._plan_all:
@@ -148,22 +150,14 @@ class Engine:
         if prune and not self._pruned:
             for tables in self._tables.values():
                 tables.compare_all = True
-        ops = 0
-        failures: list[Failure] = []
-        for tables in self._tables.values():
-            done, failed = tables.apply(prune=prune)
-            ops += done
-            failures += failed
-        for tables in self._release_moved():
-            done, failed = tables.apply(prune=prune)
-            ops += done
-            failures += failed
+        ops = sum(tables.apply(prune=prune) for tables in self._tables.values())
+        ops += sum(tables.apply(prune=prune) for tables in self._release_moved())
         self._pruned = prune
         return SyncReport(
             planned=len(plans),
             frontends=delta.frontends,
             ops=ops,
-            failures=tuple(failures),
+            failures=tuple(failure for tables in self._tables.values() for failure in tables.failures),
             clashes=delta.clashes,
             unknown_modes=unknown_modes,
             nodes=changes.nodes,
@@ -172,7 +166,7 @@ class Engine:
         )
 
     def _stage(self, plans: Mapping[ObjectName, ServicePlan | None]) -> tuple[UnknownMode, ...]:
-        """Render changed plans and hand their rows to the right tables."""
+        """Render changed plans for the proxiers that are to serve them, or still do."""
         unknown: list[UnknownMode] = []
         rows_of: dict[str, dict[Owner, Rows]] = {mode: {} for mode in self._tables}
         for name, plan in plans.items():
@@ -183,11 +177,13 @@ class Engine:
                     target = plan.proxy_mode
                 else:
                     unknown.append(UnknownMode(name, plan.proxy_mode, self._default))
-            rows = self._tables[target].proxier.render(plan) if plan is not None else {}
-            rows_of[target][name] = rows
             for mode, tables in self._tables.items():
-                if mode != target and name in tables.rows:
-                    tables.hold(name)
+                if mode == target or name in tables.rows:
+                    rows_of[mode][name] = {} if plan is None else tables.proxier.render(plan)
+                if mode == target or plan is None:
+                    tables.leaving.discard(name)
+                elif name in tables.rows:
+                    tables.leaving.add(name)
         for mode, tables in self._tables.items():
             tables.stage(rows_of[mode])
         return tuple(unknown)
@@ -206,16 +202,14 @@ class Engine:
             self._node_plan = plan
 
     def _release_moved(self) -> list[_Tables]:
-        """Let go of the rows of Services that another proxier serves by now. Returns the tables to apply again."""
+        """Take Services that another proxier serves by now from those that they left. Returns the tables concerned."""
         released = []
         for tables in self._tables.values():
-            settled = [
-                name
-                for name in tables.held
-                if not any(other.is_pending(name) for other in self._tables.values() if other is not tables)
-            ]
-            if settled:
-                tables.release(settled)
+            others = [other for other in self._tables.values() if other is not tables]
+            served = [name for name in tables.leaving if not any(other.is_pending(name) for other in others)]
+            if served:
+                tables.stage({name: {} for name in served})
+                tables.leaving.difference_update(served)
                 released.append(tables)
         return released
 
@@ -227,12 +221,14 @@ class _Tables:
         self.proxier = proxier
         self.rows: dict[Owner, Rows] = {}
         """Wanted rows by owner; no two owners share a key."""
-        self.held: dict[Owner, dict[Key, Row]] = {}
-        """Rows of Services that moved to another proxier, kept until that one serves them."""
+        self.leaving: set[ObjectName] = set()
+        """Services that move to another proxier and stay here until that one serves them."""
         self.pending: dict[Key, Row | None] = {}
         """Wanted rows that may differ from the applied ones; None: no row is wanted."""
         self.compare_all = False
         """Compare all rows at the next `apply`, not only the pending ones."""
+        self.failures: list[Failure] = []
+        """Of the last `apply`."""
         self._applied: dict[Key, Row] = {}
         self._known = False
         """`_applied` is what the proxier holds."""
@@ -244,35 +240,23 @@ class _Tables:
         self.compare_all = True
 
     def stage(self, changed: Mapping[Owner, Rows]) -> None:
-        """Replace all rows of the owners in `changed`. A row may pass from one of them to another."""
+        """Replace all rows of the owners in `changed`. A key may pass from one of them to another."""
         pending = self.pending
         for owner in changed:
-            pending.update(dict.fromkeys(self.rows.pop(owner, ())))
-            pending.update(dict.fromkeys(self.held.pop(owner, ())))
+            if owner in self.rows:
+                pending.update(dict.fromkeys(self.rows.pop(owner)))
         for owner, rows in changed.items():
             if rows:
                 self.rows[owner] = rows
                 pending.update(rows)
-                for kept in self.held.values():
-                    for key in kept.keys() & rows.keys():
-                        del kept[key]
-
-    def hold(self, owner: Owner) -> None:
-        """Keep the rows of a Service as they are until `release`."""
-        self.held[owner] = dict(self.rows.pop(owner))
-
-    def release(self, owners: Iterable[Owner]) -> None:
-        """Give up held rows."""
-        for owner in owners:
-            self.pending.update(dict.fromkeys(self.held.pop(owner)))
 
     def is_pending(self, owner: Owner) -> bool:
         """Whether some row of `owner` is not as wanted yet."""
         return any(key in self.pending for key in self.rows.get(owner, ()))
 
-    def apply(self, *, prune: bool) -> tuple[int, list[Failure]]:
-        """Bring the proxier's rows to the wanted ones; without `prune` none is deleted. Returns how many ops were
-        carried out, and those that failed: they stay pending."""
+    def apply(self, *, prune: bool) -> int:
+        """Bring the proxier's rows to the wanted ones; without `prune` none is deleted. What fails stays pending.
+        Returns how many ops were carried out."""
         if not self._known:
             self.read()
         if self.compare_all:
@@ -280,21 +264,21 @@ class _Tables:
         if not prune:
             self.pending = {key: row for key, row in self.pending.items() if row is not None}
         ops = diff_keys(self._applied, self.pending, self.proxier.phase)
-        failures: list[Failure] = []
+        self.failures = []
         if ops:
             self._known = False
-            failures = self.proxier.apply(ops)
+            self.failures = self.proxier.apply(ops)
             self._known = True
-        failed = {failure.op.key: failure.op.row for failure in failures}
+        failed = {failure.op.key: failure.op.row for failure in self.failures}
         self._remember(ops, failed)
         self.pending = failed
         self.compare_all = False
         self.proxier.activate(complete=prune)
-        return len(ops) - len(failed), failures
+        return len(ops) - len(failed)
 
     def _all_wanted(self) -> dict[Key, Row | None]:
         wanted: dict[Key, Row | None] = dict.fromkeys(self._applied)
-        for rows in (*self.held.values(), *self.rows.values()):
+        for rows in self.rows.values():
             wanted.update(rows)
         return wanted
 

@@ -60,9 +60,7 @@ class _Table(Generic[K, V]):
     def take(self) -> list[tuple[K, V | None, V | None]]:
         """(key, before, now) of those that differ from what they were at the last `take`."""
         objects = self.objects
-        changed = [
-            (key, before, now) for key, before in self.before.items() if (now := objects.get(key)) != before
-        ]
+        changed = [(key, before, now) for key, before in self.before.items() if (now := objects.get(key)) != before]
         self.before = {}
         self.pending = 0
         return changed

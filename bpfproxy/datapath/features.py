@@ -78,11 +78,13 @@ def has_helper(section: str, helper: str) -> bool:
 
 def has_links() -> bool:
     """Whether attachments can be bpf_links."""
+    require_capabilities()
     return bool(lib().bpf_link_create(-1, -1, 0, ffi.NULL) != -errno.EINVAL)
 
 
 def has_tcx() -> bool:
     """Whether tc programs can be attached by links. Asks about the loopback device, which is always there."""
+    require_capabilities()
     return bool(lib().bpf_prog_query(1, _TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *")) != -errno.EINVAL)
 
 

@@ -84,12 +84,13 @@ def _places(state_dir: Path, cgroup_dir: Path | None) -> Iterator[Finding]:
     if not found and cgroup_dir:
         detail = f"{cgroup_dir} is no cgroup v2 directory"
     yield Finding("cgroup2", found, detail, "there is nothing to attach the socket level to", required=True)
-    found = bpffs.locate(state_dir)
+    mounted = bpffs.locate(state_dir)
     in_kernel = "\tbpf\n" in Path("/proc/filesystems").read_text()
-    detail = f"mounted at {found}" if found else f"the agent mounts it at {state_dir / 'bpf'}"
-    yield Finding(
-        "bpffs", in_kernel, detail if in_kernel else "not in this kernel", "maps and links cannot be pinned", True
-    )
+    if in_kernel:
+        detail = f"mounted at {mounted}" if mounted else f"not mounted yet at {state_dir / 'bpf'}"
+    else:
+        detail = "this kernel has none"
+    yield Finding("bpffs", in_kernel, detail, "maps and links cannot be pinned", required=True)
 
 
 def _bpf() -> Iterator[Finding]:
@@ -135,7 +136,9 @@ def _asked(name: str, question: Callable[[], bool], consequence: str, *, require
     try:
         available = question()
         detail = "" if available else "this kernel has none"
-    except (OSError, BpfproxyError) as error:
+    except OSError as error:
+        available, detail = False, error.strerror or str(error)
+    except BpfproxyError as error:
         available, detail = False, str(error)
     return Finding(name, available, detail, consequence, required)
 

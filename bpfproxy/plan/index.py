@@ -36,6 +36,15 @@ class IndexDelta(Struct, frozen=True):
     """Clashes that were not there before, sorted."""
 
 
+class _Batch(Struct, frozen=True, gc=False):
+    """What an update has met so far."""
+
+    touched: dict[ObjectName, None]
+    """Services whose effective plan may be another, in order."""
+    disputed: dict[Frontend, frozenset[Clash]]
+    """Claims of which somebody won, lost or gave up something, with the clashes about them before the update."""
+
+
 class PlanIndex:
     """The plans of all Services, each without the frontends that it lost to another. An update costs work in proportion
     to the frontends of the Services that it touches."""
@@ -59,65 +68,62 @@ class PlanIndex:
 
     def update(self, plans: Mapping[ObjectName, ServicePlan | None]) -> IndexDelta:
         """Take in new plans (None: the Service is not served)."""
-        touched: dict[ObjectName, None] = {}
-        disputed: dict[Frontend, frozenset[Clash]] = {}
-        """Claims that were contested before or became so, with their former clashes."""
+        batch = _Batch({}, {})
         for name, plan in plans.items():
             former = self._planned.get(name)
             if plan == former:
                 continue
-            touched[name] = None
+            batch.touched[name] = None
             old = former.frontends if former is not None else {}
             new = plan.frontends if plan is not None else {}
             for claim in old:
                 if not claim.scope and claim not in new:
-                    self._release(claim, name, touched, disputed)
+                    self._release(claim, name, batch)
             for claim in new:
                 if not claim.scope and claim not in old:
-                    self._claim(claim, name, touched, disputed)
+                    self._claim(claim, name, batch)
             if plan is None:
                 del self._planned[name]
             else:
                 self._planned[name] = plan
-        return self._settle(touched, disputed)
+        return self._settle(batch)
 
-    def _claim(
-        self, claim: Frontend, name: ObjectName, touched: dict[ObjectName, None], disputed: dict[Frontend, frozenset[Clash]]
-    ) -> None:
+    def _claim(self, claim: Frontend, name: ObjectName, batch: _Batch) -> None:
         owner = self._owners.setdefault(claim, name)
         if owner is name:
             return
-        if claim not in disputed:
-            disputed[claim] = self._clashes(claim)
+        if claim not in batch.disputed:
+            batch.disputed[claim] = self._clashes(claim)
         self._contested.setdefault(claim, {owner}).add(name)
         if name < owner:
             self._owners[claim] = name
-            touched[owner] = None
+            batch.touched[owner] = None
 
-    def _release(
-        self, claim: Frontend, name: ObjectName, touched: dict[ObjectName, None], disputed: dict[Frontend, frozenset[Clash]]
-    ) -> None:
+    def _release(self, claim: Frontend, name: ObjectName, batch: _Batch) -> None:
         contenders = self._contested.get(claim)
         if contenders is None:
             del self._owners[claim]
             return
-        if claim not in disputed:
-            disputed[claim] = self._clashes(claim)
+        if claim not in batch.disputed:
+            batch.disputed[claim] = self._clashes(claim)
         contenders.remove(name)
         if len(contenders) == 1:
             del self._contested[claim]
         if self._owners[claim] == name:
             heir = self._owners[claim] = min(contenders)
-            touched[heir] = None
+            batch.touched[heir] = None
 
     def _clashes(self, claim: Frontend) -> frozenset[Clash]:
+        contenders = self._contested.get(claim)
+        if contenders is None:
+            return frozenset()
         winner = self._owners[claim]
-        return frozenset(Clash(claim, winner, name) for name in self._contested.get(claim, ()) if name != winner)
+        return frozenset(Clash(claim, winner, name) for name in contenders if name != winner)
 
-    def _settle(self, touched: dict[ObjectName, None], disputed: dict[Frontend, frozenset[Clash]]) -> IndexDelta:
+    def _settle(self, batch: _Batch) -> IndexDelta:
         changed: dict[ObjectName, ServicePlan | None] = {}
         frontends: set[Frontend] = set()
-        for name in touched:
+        for name in batch.touched:
             former, plan = self._effective.get(name), self._effective_plan(name)
             if plan == former:
                 continue
@@ -127,14 +133,15 @@ class PlanIndex:
                 del self._effective[name]
             else:
                 self._effective[name] = plan
-        clashes = [clash for claim, before in disputed.items() for clash in self._clashes(claim) - before]
+        clashes = [clash for claim, before in batch.disputed.items() for clash in self._clashes(claim) - before]
         return IndexDelta(changed, frozenset(frontends), tuple(sorted(clashes)))
 
     def _effective_plan(self, name: ObjectName) -> ServicePlan | None:
         plan = self._planned.get(name)
         if plan is None or not self._contested:
             return plan
-        kept = {frontend: spec for frontend, spec in plan.frontends.items() if self._owners[_claim_of(frontend)] == name}
+        owners = self._owners
+        kept = {frontend: spec for frontend, spec in plan.frontends.items() if owners[_claim_of(frontend)] == name}
         return plan if len(kept) == len(plan.frontends) else ServicePlan(name, kept, plan.health_check, plan.proxy_mode)
 
 

@@ -31,7 +31,7 @@ class NodeConfig(Struct, frozen=True):
     """As in the endpoints' nodeName."""
     zone: str = ""
     cluster_cidrs: tuple[Network, ...] = ()
-    """The local detector: a source in one of these is a pod of the cluster. A family without a range has no detector."""
+    """The local detector: a source in one of these is a pod. A family without a range has no detector."""
     masquerade_all: bool = False
     node_port_ranges: tuple[Selector, ...] = ()
     """Where NodePorts answer; empty: on all addresses."""
@@ -75,7 +75,7 @@ def _without_loopback(addresses: Iterable[Address]) -> frozenset[Address]:
 
 
 def _reach_loopback(networks: tuple[Network, ...], family: Family) -> bool:
-    return any(network.version == family and network.overlaps(_LOOPBACK[family]) for network in networks)  # type: ignore[arg-type]
+    return any(network.version == family and network.overlaps(_LOOPBACK[family]) for network in networks)
 
 
 def node_config(settings: Settings, name: str, addresses: Iterable[Address], node: Node | None = None) -> NodeConfig:

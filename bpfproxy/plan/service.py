@@ -24,9 +24,7 @@ from bpfproxy.plan.node import NodeConfig
 from bpfproxy.plan.topology import Members, select
 
 
-def plan_service(
-    service: Service | None, slices: Sequence[EndpointSlice], node: NodeConfig
-) -> ServicePlan | None:
+def plan_service(service: Service | None, slices: Sequence[EndpointSlice], node: NodeConfig) -> ServicePlan | None:
     """What `node` does for `service`, whose EndpointSlices are `slices`. None: nothing (rule 6).
 
     Where two of its own addresses are the same, the ClusterIP goes before the LoadBalancer's, and that (it may be

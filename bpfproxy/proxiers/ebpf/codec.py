@@ -158,5 +158,3 @@ def decode_node_address(key: bytes, value: bytes | memoryview) -> tuple[NodeAddr
     """The inverse of the two above."""
     (flags,) = NODE_ADDRESS.unpack(value)
     return NodeAddress(from_v4_mapped(bytes(key))), NodeAddressRow(bool(flags & _NODE_PORT))
-
-

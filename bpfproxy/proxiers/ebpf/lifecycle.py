@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
-from bpfproxy.datapath import abi, attach, bpffs, features, libbpf, loader
+from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.lock import StateLock
 from bpfproxy.datapath.maps import Map
 from bpfproxy.errors import InputError, NotRunningError
+from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
@@ -48,10 +49,10 @@ def open_proxier(settings: Settings) -> EbpfProxier:
     The caller holds the lock of the state directory. Raises PermissionsError, UnsupportedError, DatapathError.
     """
     features.require_capabilities()
-    cgroup = settings.cgroup or mounts.cgroup2()
-    if not mounts.is_cgroup2(cgroup):
-        raise InputError(f"--cgroup {cgroup}: expected a directory of a cgroup v2 file system")
-    datapath = _Datapath(settings, cgroup)
+    root = settings.cgroup or cgroup.mount_point()
+    if not cgroup.is_cgroup2(root):
+        raise InputError(f"--cgroup {root}: expected a directory of a cgroup v2 file system")
+    datapath = _Datapath(settings, root)
     return EbpfProxier(
         datapath.loaded.maps,
         renderer(settings),
@@ -103,17 +104,16 @@ def cleanup(state_dir: Path) -> list[str]:
 class _Datapath:
     """A loaded datapath and its attachments."""
 
-    def __init__(self, settings: Settings, cgroup: Path) -> None:
-        sizes = _sizes(settings)
-        self._cgroup = cgroup
+    def __init__(self, settings: Settings, root: Path) -> None:
+        all_sizes = sizes(settings)
+        self._cgroup = root
         self._top = bpffs.mount(settings.state_dir)
         self._links = self._top / "links"
-        self._maps = self._top / f"maps-{loader.maps_version(sizes)}"
+        self._maps = self._top / f"maps-{loader.maps_version(all_sizes)}"
         self._replaces = [path for path in _map_directories(self._top) if path != self._maps]
         self._maps.mkdir(exist_ok=True)
         self._carry_sockets_over()
-        constants = _constants(settings)
-        spec = loader.LoadSpec(constants=constants, sizes=sizes, pin_dir=self._maps)
+        spec = loader.LoadSpec(constants=constants(settings), sizes=all_sizes, pin_dir=self._maps)
         self.loaded = loader.load(spec, settings.loader)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
 
@@ -135,8 +135,11 @@ class _Datapath:
 
     def destroy_sockets(self, gone: Mapping[int, Gone]) -> None:
         """End connected UDP sockets, so that their owners connect again and get a live backend."""
-        result = sockdestroy.destroy(self._cgroup, {cookie: item.backend for cookie, item in gone.items()})
-        log.info("event=udp_sockets_destroyed %s", result)
+        wanted = {cookie: (v4_mapped(item.backend.address), item.backend.port) for cookie, item in gone.items()}
+        result = sockdestroy.destroy_udp(self._cgroup, wanted)
+        log.info("event=udp_sockets_destroyed sockets=%d namespaces=%d", result.sockets, result.namespaces)
+        for reason, count in result.skipped.items():
+            log.warning("event=udp_sockets_skipped count=%d reason=%r", count, reason)
 
     def _carry_sockets_over(self) -> None:
         path = self._maps / _SOCKET_MAP
@@ -150,7 +153,7 @@ class _Datapath:
                         return
 
 
-def _sizes(settings: Settings) -> dict[str, int]:
+def sizes(settings: Settings) -> dict[str, int]:
     """max_entries by map."""
     return {
         "frontends4": settings.max_frontends,
@@ -170,7 +173,8 @@ def _sizes(settings: Settings) -> dict[str, int]:
     }
 
 
-def _constants(settings: Settings) -> dict[str, int]:
+def constants(settings: Settings) -> dict[str, int]:
+    """A value for each field of `struct config`."""
     first, last = settings.snat_range()
     detected = {ip_network(cidr).version for cidr in settings.cluster_cidr}
     return {
@@ -192,4 +196,3 @@ def _maps_in_force(top: Path) -> Path | None:
     """Those that the attached programs use: the oldest, while an agent is filling others beside them."""
     directories = _map_directories(top)
     return min(directories, key=lambda path: path.stat().st_ctime_ns, default=None)
-

@@ -268,5 +268,3 @@ def delete_rows(map_: Map, keys: Sequence[bytes]) -> None:
     """Delete rows in batches; a row that is not there is no error."""
     if keys:
         map_.delete_batch(b"".join(keys), len(keys))
-
-

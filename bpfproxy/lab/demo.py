@@ -1,0 +1,221 @@
+"""The main job on real input: `python -m bpfproxy.lab.demo`.
+
+Brings up a lab, starts an agent on each node on the manifests in examples/, sends HTTP, TCP and UDP from pods and nodes
+through every address of every Service, and prints who answered. Nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bpfproxy.lab import remains
+from bpfproxy.lab.lab import Lab
+from bpfproxy.lab.layout import SPOTS, Family
+from bpfproxy.lab.node import Agent, LoaderName
+from bpfproxy.lab.place import PROJECT, Flow, Outcome, Protocol
+
+EXAMPLES = PROJECT / "examples"
+LOADERS: dict[str, LoaderName] = {"node1": "bcc", "node2": "prebuilt"}
+CLIENTS = ("pod1c", "node2", "pod2c", "node1")
+SOCKETS = 12
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trip:
+    """One line of the table to come: a client that goes to one frontend."""
+
+    service: str
+    kind: str
+    client: str
+    protocol: Protocol
+    to: tuple[str, int]
+
+
+@dataclass
+class Result:
+    """What came of a trip."""
+
+    trip: Trip
+    outcomes: list[Outcome]
+    hooks: dict[str, int]
+    """Translations by hook, as the datapath counted them."""
+    answered: list[Outcome] = field(init=False)
+    """Answered, by a server that the client knows under the frontend's address."""
+
+    def __post_init__(self) -> None:
+        self.answered = [one for one in self.outcomes if one.reply and one.peer == self.trip.to]
+
+
+def documents(directory: Path) -> Iterator[Object]:
+    """All objects in the manifests of a directory."""
+    for path in sorted(directory.glob("*.yaml")):
+        yield from yaml.safe_load_all(path.read_text())
+
+
+def trips(objects: Iterable[Object]) -> Iterator[Trip]:
+    """Who goes where: every frontend in both families, ClusterIPs from two places, UDP on both kinds of sockets."""
+    clients, udp = cycle(CLIENTS), cycle[Protocol](("udp", "udp-unconnected"))
+    for service in objects:
+        if service["kind"] != "Service":
+            continue
+        for port in service["spec"]["ports"]:
+            for kind in _kinds(service, port):
+                next(clients)  # so that a kind's IPv4 and IPv6 are not always seen from the same places
+                families: tuple[Family, ...] = (4, 4, 6, 6) if kind == "ClusterIP" else (4, 6)
+                for family in families:
+                    protocol = next(udp) if port["protocol"] == "UDP" else _stream(port)
+                    yield _trip(service, port, protocol, kind, next(clients), family)
+
+
+def _stream(port: Object) -> Protocol:
+    return "http" if port.get("appProtocol") == "http" else "tcp"
+
+
+def _kinds(service: Object, port: Object) -> list[str]:
+    has = {
+        "ClusterIP": True,
+        "NodePort": "nodePort" in port,
+        "localhost": "nodePort" in port,
+        "ExternalIP": "externalIPs" in service["spec"],
+        "LoadBalancer": "status" in service,
+    }
+    return [kind for kind, present in has.items() if present]
+
+
+def _trip(service: Object, port: Object, protocol: Protocol, kind: str, client: str, family: Family) -> Trip:
+    spot, number = SPOTS[client], port["port"]
+    match kind:
+        case "NodePort":
+            addresses, number = [SPOTS[spot.node].address(family)], port["nodePort"]
+        case "localhost":
+            client = spot.node  # a pod's localhost is its own
+            addresses, number, kind = ["127.0.0.1", "::1"], port["nodePort"], "NodePort"
+        case "ExternalIP":
+            addresses = service["spec"]["externalIPs"]
+        case "LoadBalancer":
+            addresses = [ingress["ip"] for ingress in service["status"]["loadBalancer"]["ingress"]]
+        case _:
+            addresses = service["spec"]["clusterIPs"]
+    [address] = [address for address in addresses if (":" in address) == (family == 6)]
+    name = f"{service['metadata']['name']}:{port.get('name', port['port'])}"
+    return Trip(name, kind, client, protocol, (address, number))
+
+
+def travel(lab: Lab, trip: Trip, counted: dict[str, Counter[str]]) -> Result:
+    """Send the requests of a trip. `counted` holds each node's counters so far and is brought up to date."""
+    outcomes = lab.places[trip.client].request(Flow(trip.protocol, trip.to), sockets=SOCKETS)
+    node = SPOTS[trip.client].node
+    now = translations(lab.agents[node])
+    hooks = dict(now - counted[node])
+    counted[node] = now
+    return Result(trip, outcomes, hooks)
+
+
+def translations(agent: Agent) -> Counter[str]:
+    """How often each hook of a node has translated an address."""
+    metrics = agent.look("stats")["metrics"]
+    return Counter({hook: _translated(reasons) for hook, reasons in metrics.items()})
+
+
+def _translated(reasons: dict[str, int]) -> int:
+    return reasons.get("translated", 0) + reasons.get("reused", 0)
+
+
+def table(results: Iterable[Result]) -> Table:
+    """Results for people."""
+    made = Table(title="What was asked, and who answered", title_justify="left")
+    for header in ("service", "frontend", "address", "client", "traffic", "hooks that translated"):
+        made.add_column(header, no_wrap=True)
+    made.add_column("answered", justify="right", no_wrap=True)
+    for header in ("share of each backend", "client sees", "backend sees"):
+        made.add_column(header)
+    former = ""
+    for result in results:
+        trip = result.trip
+        if former and former != trip.service:
+            made.add_section()
+        lost = len(result.outcomes) - len(result.answered)
+        made.add_row(
+            trip.service if trip.service != former else "",
+            trip.kind,
+            _endpoint(trip.to),
+            trip.client,
+            trip.protocol,
+            ", ".join(sorted(result.hooks)) or "none",
+            f"{len(result.answered)}/{len(result.outcomes)}",
+            _shares(one.reply.place if one.reply else one.error for one in result.outcomes),
+            ", ".join(sorted({_endpoint(one.peer) for one in result.outcomes if one.peer})),
+            ", ".join(sorted({one.reply.peer[0] for one in result.outcomes if one.reply})),
+            style="red" if lost else "",
+        )
+        former = trip.service
+    return made
+
+
+def _shares(places: Iterable[str]) -> str:
+    return "  ".join(f"{place} {count}" for place, count in sorted(Counter(places).items()))
+
+
+def _endpoint(endpoint: tuple[str, int]) -> str:
+    address, port = endpoint
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def run(console: Console) -> list[Result]:
+    """The whole demo; raises what goes wrong before the traffic."""
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        console.print(f"[dim]{time.monotonic() - began:5.1f} s[/]  {what}")
+
+    for lab_id in remains.sweep():
+        say(f"removed lab {lab_id}, whose owner had died")
+    with Lab() as lab:
+        say(f"lab {lab.lab_id}: a client, two nodes, three pods on each, IPv4 and IPv6")
+        for node, loader in LOADERS.items():
+            lab.agent(node, manifests=EXAMPLES, loader=loader).start()
+            say(f"agent of {node} serves {EXAMPLES.name}/ (loader {loader})")
+        wanted = list(trips(documents(EXAMPLES)))
+        counted = {node: translations(lab.agents[node]) for node in LOADERS}
+        results = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("", total=len(wanted))
+            for trip in wanted:
+                progress.update(task, description=f"{trip.client} → {trip.service} by {trip.kind}, {trip.protocol}")
+                results.append(travel(lab, trip, counted))
+                progress.advance(task)
+        say(f"{len(results)} kinds of traffic sent")
+    say("lab removed")
+    return results
+
+
+def main() -> int:
+    """Run the demo and print its results; the exit status: 0 if every request was answered."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    results = run(console)
+    console.print(table(results))
+    sent = sum(len(result.outcomes) for result in results)
+    answered = sum(len(result.answered) for result in results)
+    print(f"demo: {answered} of {sent} requests answered", flush=True)
+    return 0 if sent == answered > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""A state directory with a bpffs, a cgroup, and programs to load, each with a name of its own and gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bpfproxy.datapath import abi, attach, bpffs, features
+from bpfproxy.datapath.loader import LoadSpec
+from bpfproxy.lab import cgroup
+
+_numbers = itertools.count()
+
+MAPS = (
+    "frontends4",
+    "frontends6",
+    "frontend_stats",
+    "sets",
+    "set_names",
+    "round_robin",
+    "backends",
+    "backend_stats",
+    "slots",
+    "node_addresses",
+    "affinities",
+    "udp_sessions",
+    "udp_sockets",
+    "metrics",
+)
+
+Specs = Callable[..., LoadSpec]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A state directory whose bpffs is mounted."""
+    top = bpffs.mount(tmp_path)
+    yield tmp_path
+    attach.detach_all(top / "links")
+    bpffs.unmount(tmp_path)
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.fixture
+def links(state: Path) -> Path:
+    """Where links are pinned."""
+    return state / "bpf" / "links"
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """An empty cgroup."""
+    path = cgroup.mount_point() / f"bpfproxy-test-{os.getpid()}-{next(_numbers)}"
+    path.mkdir()
+    yield path
+    cgroup.remove(path)
+
+
+@pytest.fixture
+def specs(state: Path) -> Specs:
+    """Makes specifications of sock_lb with small maps; arguments change the sizes of maps."""
+
+    def make(**sizes: int) -> LoadSpec:
+        pin_dir = state / "bpf" / "maps"
+        pin_dir.mkdir(exist_ok=True)
+        constants = {name: 0 for name, _ in abi.ffi.typeof("struct config").fields}  # type: ignore[attr-defined]
+        constants |= {"node_netns": features.netns_cookie(), "has_set_retval": 1}
+        return LoadSpec(constants=constants, sizes=dict.fromkeys(MAPS, 64) | sizes, pin_dir=pin_dir)
+
+    return make
