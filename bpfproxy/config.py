@@ -5,7 +5,10 @@ The docstring under each field is its help text, with its unit: the command line
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+import math
+import socket
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +30,7 @@ class Settings:
     """Name of this node as in EndpointSlices' nodeName; default: the host name."""
 
     cluster_cidr: tuple[str, ...] = ()
-    """Pod network ranges in CIDR notation, at most one per family. They tell pods from outside clients (the local detector)."""
+    """Pod network ranges, at most one per family. They tell pods from outside clients (the local detector)."""
 
     nodeport_addresses: tuple[str, ...] = ()
     """CIDR ranges of node addresses on which NodePorts answer, or `primary`; default: all of the node's."""
@@ -48,7 +51,7 @@ class Settings:
     """Directory of the lock, the bpffs with pinned maps and links, and status files."""
 
     loader: LoaderName = "auto"
-    """How programs reach the kernel: compiled here by bcc, or the prebuilt object; auto prefers bcc where it is installed."""
+    """How programs reach the kernel: compiled here by bcc, or the prebuilt object; auto prefers bcc where installed."""
 
     snat_ports: str = "61001-65535"
     """Range FIRST-LAST of node ports reserved for source NAT; local processes cannot bind to them."""
@@ -83,9 +86,55 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity of events that are logged."""
 
+    def __post_init__(self) -> None:
+        """Raises InputError that names the first bad value."""
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name.startswith("max_") and not 1 <= value <= _ROWS_MAX:
+                raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX} rows")
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"{flag(name)} {value:g}: expected seconds, 0 or more")
+        if self.sync_period < max(self.min_sync_period, _SYNC_PERIOD_MIN):
+            raise InputError(
+                f"--sync-period {self.sync_period:g}: expected at least {_SYNC_PERIOD_MIN:g} seconds"
+                " and no less than --min-sync-period"
+            )
+        self.snat_range()
+
+    @property
+    def node(self) -> str:
+        """`node_name`, or the host name as a node's name is made from it."""
+        return self.node_name or socket.gethostname().lower()
+
     def snat_range(self) -> tuple[int, int]:
         """`snat_ports` as (first, last). Raises InputError."""
         first, _, last = self.snat_ports.partition("-")
         if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65535):
             raise InputError(f"--snat-ports {self.snat_ports}: expected FIRST-LAST, both from 1024 to 65535")
         return int(first), int(last)
+
+
+_ROWS_MAX = 1 << 28
+_SYNC_PERIOD_MIN = 0.1
+
+
+def flag(field: str) -> str:
+    """The command line's spelling of a field: `--state-dir`."""
+    return "--" + field.replace("_", "-")
+
+
+def environment_variable(field: str) -> str:
+    """The environment's spelling of a field: `BPFPROXY_STATE_DIR`."""
+    return f"BPFPROXY_{field.upper()}"
+
+
+def documentation() -> dict[str, str]:
+    """field → the docstring under it, read from this file."""
+    module = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Settings")
+    texts: dict[str, str] = {}
+    for before, node in zip(body, body[1:], strict=False):
+        match before, node:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                texts[name] = " ".join(text.split())
+    return texts

@@ -68,7 +68,8 @@ def documents(directory: Path) -> Iterator[Object]:
 
 def trips(objects: Iterable[Object]) -> Iterator[Trip]:
     """Who goes where: every frontend in both families, ClusterIPs from two places, UDP on both kinds of sockets."""
-    clients, udp = cycle(CLIENTS), cycle[Protocol](("udp", "udp-unconnected"))
+    clients = cycle(CLIENTS)
+    udp: Iterator[Protocol] = cycle(("udp", "udp-unconnected"))
     for service in objects:
         if service["kind"] != "Service":
             continue

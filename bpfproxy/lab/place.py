@@ -94,9 +94,10 @@ class OpenFlow:
     error: str
     """Why it could not be opened, or empty."""
 
-    def exchange(self, *, reconnect: bool = False) -> Outcome:
-        """One request on this socket, with a new connect() before it if `reconnect`."""
-        answer = self.place.call("exchange", name=self.name, reconnect=reconnect)
+    def exchange(self, to: tuple[str, int] | None = None, *, reconnect: bool = False) -> Outcome:
+        """One request on this socket, from now on to another address if `to` is given (an unconnected socket, or
+        together with `reconnect`), with a new connect() before it if `reconnect`."""
+        answer = self.place.call("exchange", name=self.name, to=to, reconnect=reconnect)
         return msgspec.convert(answer, Outcome)
 
     def __enter__(self) -> OpenFlow:

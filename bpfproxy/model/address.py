@@ -16,7 +16,7 @@ Family = Literal[4, 6]
 ANY4: Final = Address(bytes(4))
 ANY6: Final = Address(bytes(16))
 
-_MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
+V4_MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
 
 
 def parse_address(text: str) -> Address:
@@ -47,12 +47,12 @@ def family_of(address: bytes) -> Family:
 
 def v4_mapped(address: bytes) -> bytes:
     """The 16 bytes under which both families are kept in one map: IPv4 becomes ::ffff:a.b.c.d."""
-    return _MAPPED_PREFIX + address if len(address) == 4 else address
+    return V4_MAPPED_PREFIX + address if len(address) == 4 else address
 
 
 def from_v4_mapped(packed: bytes) -> Address:
     """The inverse of `v4_mapped`."""
-    return Address(packed[12:] if packed.startswith(_MAPPED_PREFIX) else packed)
+    return Address(packed[12:] if packed.startswith(V4_MAPPED_PREFIX) else packed)
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

@@ -64,7 +64,7 @@ def test_enums_are_complete_and_lack_their_count() -> None:
 
 
 def test_layout_packs_what_the_compiler_reads() -> None:
-    row = abi.layout("struct backend").pack(b"\1" * 16, 0x5000, 6, 1, 7)
+    row = abi.layout("struct backend").pack(b"\1" * 16, b"\0\x50", 6, 1, 7)
     backend: Any = abi.ffi.from_buffer("struct backend *", row)
     assert (bytes(backend.address[0]), backend.protocol, backend.flags, backend.generation) == (b"\1" * 4, 6, 1, 7)
 

@@ -49,11 +49,13 @@ def availability() -> list[Availability]:
 
 def choose(loader: LoaderName) -> Availability:
     """The loader that a request comes to; raises UnsupportedError if it is not available."""
-    candidates = [found for found in availability() if loader in ("auto", found.name)]
-    for found in candidates:
+    missing: list[str] = []
+    for name in _LOADERS if loader == "auto" else [loader]:
+        found = _LOADERS[name].availability()
         if found.available:
             return found
-    raise UnsupportedError("; ".join(f"loader {found.name}: {found.detail}" for found in candidates))
+        missing.append(f"loader {name}: {found.detail}")
+    raise UnsupportedError("; ".join(missing))
 
 
 def load(spec: LoadSpec, loader: LoaderName = "auto") -> Loaded:

@@ -35,7 +35,8 @@ class Flow:
         source: tuple[str, int] | None = None,
     ) -> None:
         self.protocol = protocol
-        self.to = (to[0] if family == 4 or ":" in to[0] else f"::ffff:{to[0]}", to[1])
+        self.family = family
+        self.turn_to(to)
         kind = socket.SOCK_STREAM if protocol in ("http", "tcp") else socket.SOCK_DGRAM
         self.socket = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
         try:
@@ -48,6 +49,10 @@ class Flow:
         except BaseException:
             self.socket.close()
             raise
+
+    def turn_to(self, to: tuple[str, int]) -> None:
+        """Where connect() and the requests of an unconnected socket go from now on."""
+        self.to = (to[0] if self.family == 4 or ":" in to[0] else f"::ffff:{to[0]}", to[1])
 
     def connect(self) -> None:
         """Connect, or connect again (UDP)."""
@@ -152,12 +157,15 @@ class Sockets:
             return error_name(error)
         return ""
 
-    def exchange(self, name: str, reconnect: bool = False) -> dict[str, Any]:
-        """One request on an open flow, after a new connect() on the same socket if `reconnect`."""
+    def exchange(self, name: str, to: tuple[str, int] | None, reconnect: bool) -> dict[str, Any]:
+        """One request on an open flow, to another address if there is one, after a new connect() if `reconnect`."""
+        flow = self._flows[name]
+        if to:
+            flow.turn_to(to)
         try:
             if reconnect:
-                self._flows[name].connect()
-            return self._flows[name].exchange()
+                flow.connect()
+            return flow.exchange()
         except OSError as error:
             return {"error": error_name(error)}
 

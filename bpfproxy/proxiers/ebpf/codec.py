@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from bpfproxy.datapath import abi
-from bpfproxy.model.address import Address, from_v4_mapped, v4_mapped
+from bpfproxy.model.address import V4_MAPPED_PREFIX, Address, from_v4_mapped, v4_mapped
 from bpfproxy.model.frontend import (
     Backend,
     Frontend,
@@ -35,6 +35,8 @@ _SCHEDULER_SHIFT: Final = abi.constant("SET_SCHEDULER_SHIFT")
 _SCOPED: Final = abi.constant("FRONTEND_SCOPED")
 SERVING: Final = abi.constant("BACKEND_SERVING")
 _LOCAL: Final = abi.constant("BACKEND_LOCAL")
+_SERVING_LOCAL: Final = SERVING | _LOCAL
+_pack_backend: Final = BACKEND.pack
 _NODE_PORT: Final = abi.constant("NODE_ADDRESS_NODE_PORT")
 
 
@@ -43,8 +45,14 @@ _NODE_PORT: Final = abi.constant("NODE_ADDRESS_NODE_PORT")
 
 def encode_backend(backend: Backend, generation: int) -> bytes:
     """A Serving backend."""
-    flags = SERVING | _LOCAL if backend.local else SERVING
-    return BACKEND.pack(v4_mapped(backend.address), backend.port.to_bytes(2), backend.protocol, flags, generation)
+    address = backend.address
+    return _pack_backend(
+        V4_MAPPED_PREFIX + address if len(address) == 4 else address,
+        backend.port.to_bytes(2),
+        backend.protocol,
+        _SERVING_LOCAL if backend.local else SERVING,
+        generation,
+    )
 
 
 def decode_backend(row: bytes | memoryview) -> tuple[Backend, int, bool]:

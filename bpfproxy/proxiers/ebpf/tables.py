@@ -57,7 +57,8 @@ class BackendTable:
                 entry = entries.get(backend)
                 if entry is None:
                     entry = entries[backend] = self._write(backend)
-                entry.sets += 1
+                else:
+                    entry.sets += 1
                 ids.append(entry.id)
         except TableFullError:
             self.release(backends[: len(ids)])
@@ -83,7 +84,7 @@ class BackendTable:
         at = number * _SIZE
         generation = self._words[(at + _GENERATION) // 4] + 1 & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
-        return BackendEntry(number, generation)
+        return BackendEntry(number, generation, 1)
 
 
 class SetTable:

@@ -67,7 +67,7 @@ def specs(state: Path) -> Specs:
     def make(**sizes: int) -> LoadSpec:
         pin_dir = state / "bpf" / "maps"
         pin_dir.mkdir(exist_ok=True)
-        constants = {name: 0 for name, _ in abi.ffi.typeof("struct config").fields}  # type: ignore[attr-defined]
+        constants = {name: 0 for name, _ in abi.ffi.typeof("struct config").fields}
         constants |= {"node_netns": features.netns_cookie(), "has_set_retval": 1}
         return LoadSpec(constants=constants, sizes=dict.fromkeys(MAPS, 64) | sizes, pin_dir=pin_dir)
 

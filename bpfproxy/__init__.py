@@ -1,0 +1,55 @@
+"""A Kubernetes service proxy for one Linux node: a Python control plane for C BPF programs.
+
+The public names below are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bpfproxy.agent import Agent
+    from bpfproxy.api import NodeView, Plan, RenderedRow, check, cleanup, load, open_view, plan, read_status, render, run
+    from bpfproxy.config import Settings
+    from bpfproxy.errors import BpfproxyError
+
+    __version__: str
+
+__all__ = [
+    "Agent",
+    "BpfproxyError",
+    "NodeView",
+    "Plan",
+    "RenderedRow",
+    "Settings",
+    "__version__",
+    "check",
+    "cleanup",
+    "load",
+    "open_view",
+    "plan",
+    "read_status",
+    "render",
+    "run",
+]
+
+_MODULES = {"Agent": "agent", "Settings": "config", "BpfproxyError": "errors"}
+"""Where the public names are that `bpfproxy.api` does not define."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version(__name__)
+    elif name in __all__:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

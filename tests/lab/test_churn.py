@@ -1,0 +1,75 @@
+"""Endpoints come and go under load: no connection breaks, no new one is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from bpfproxy.lab import manifests
+from bpfproxy.lab.cases import Port, Service
+from bpfproxy.lab.lab import Lab
+from bpfproxy.lab.scene import Scene
+
+BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+UDP = 1
+PODS = ("pod1a", "pod1b", "pod2a", "pod2b", "pod2c")
+ROUNDS = 15
+
+
+@pytest.fixture(params=["bcc", "prebuilt"])
+def running(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    manifests.write(lab.directory / "manifests", "nodes", manifests.nodes())
+    lab.agent("node1", manifests=lab.directory / "manifests", loader=request.param).start()
+    return lab
+
+
+@pytest.mark.parametrize("scheduler", ["random", "round-robin", "maglev"])
+def test_churn(running: Lab, scheduler: str) -> None:
+    scene = Scene(running, running.directory / "manifests", Service(BOTH, type="NodePort", scheduler=scheduler))  # type: ignore[arg-type]
+    scene.put(*PODS)
+    scene.settle(*PODS)
+    choose = random.Random(0)
+    with contextlib.ExitStack() as stack:
+
+        def load(talk: str, client: str, *, hold: bool, port: int = 0, family: int = 4) -> object:
+            flow = scene.flow(talk, port=port, client=client, family=family)  # type: ignore[arg-type]
+            return stack.enter_context(running.places[client].load(flow, hold=hold, interval=0.001))
+
+        whole = [
+            load("tcp", client, hold=hold, family=family)
+            for client in ("pod1c", "node1")
+            for family in (4, 6)
+            for hold in (True, False)
+        ]
+        whole += [load("udp-unconnected", client, hold=True, port=UDP) for client in ("pod1c", "node1")]
+        aborted = [load("udp", client, hold=True, port=UDP) for client in ("pod1c", "node1")]
+        for _ in range(ROUNDS):
+            places = choose.sample(PODS, choose.randint(1, len(PODS)))
+            scene.put(*places)
+            scene.settle(*places)
+    for one in whole:
+        report = one.stop()  # type: ignore[attr-defined]
+        assert report.errors == {}
+        assert report.answered == report.sent > ROUNDS
+    for one in aborted:
+        report = one.stop()  # type: ignore[attr-defined]
+        assert set(report.errors) <= {"ECONNABORTED"}, "a connected UDP socket is told when its backend goes"
+        assert report.answered > ROUNDS
+
+
+def test_many_changes_in_a_row(running: Lab) -> None:
+    """Faster than an agent syncs: what counts is the last."""
+    scene = Scene(running, running.directory / "manifests", Service(BOTH))
+    scene.put("pod1a")
+    scene.settle("pod1a")
+    flow = scene.flow()
+    choose = random.Random(1)
+    with running.places["pod1c"].load(flow, hold=False, interval=0.001) as load:
+        for _ in range(200):
+            scene.put(*choose.sample(PODS, choose.randint(1, len(PODS))))
+        scene.put("pod2c")
+        scene.settle("pod2c")
+    assert load.stop().errors == {}

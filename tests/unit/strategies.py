@@ -1,0 +1,141 @@
+"""Small worlds for property tests: few names and addresses, so that things meet, clash and come back."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from bpfproxy.model.address import Address, Family, Network, parse_address
+from bpfproxy.model.service import (
+    Endpoint,
+    EndpointPort,
+    EndpointSlice,
+    ObjectName,
+    Protocol,
+    Scheduler,
+    Service,
+    ServicePort,
+)
+from bpfproxy.plan import NodeConfig
+
+T = TypeVar("T")
+
+SERVICES = [ObjectName("ns1", "a"), ObjectName("ns1", "b"), ObjectName("ns2", "a")]
+SLICES = [ObjectName("ns1", f"slice-{n}") for n in range(5)]
+MODES = ["one", "two"]
+
+CLUSTER_IPS: dict[Family, list[Address]] = {
+    4: [parse_address(f"172.30.0.{n}") for n in (1, 2, 3)],
+    6: [parse_address(f"fd30::{n}") for n in (1, 2, 3)],
+}
+EXTERNAL_IPS = [parse_address(text) for text in ("192.0.2.1", "192.0.2.2", "2001:db8::1")]
+LOAD_BALANCER_IPS = [parse_address(text) for text in ("198.51.100.1", "2001:db8:1::1")]
+PODS: dict[Family, list[Address]] = {
+    4: [parse_address(f"10.0.0.{n}") for n in range(1, 6)],
+    6: [parse_address(f"fd00::{n}") for n in range(1, 6)],
+}
+RANGES: list[Network] = [ipaddress.ip_network("203.0.113.0/24"), ipaddress.ip_network("2001:db8:2::/48")]
+CIDRS: list[Network] = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/16")]
+
+PROTOCOLS = st.sampled_from(Protocol)
+PORT_NAMES = st.sampled_from(["", "http"])
+
+
+def some(values: list[T], most: int = 2) -> st.SearchStrategy[tuple[T, ...]]:
+    """Up to `most` of `values`, each once."""
+    return st.lists(st.sampled_from(values), max_size=most, unique=True).map(tuple)
+
+
+def mostly(usual: bool) -> st.SearchStrategy[bool]:
+    """`usual` three times in four."""
+    return st.sampled_from([usual, usual, usual, not usual])
+
+
+@st.composite
+def endpoints(draw: st.DrawFn, family: Family) -> Endpoint:
+    """One of `family`, seldom of the wrong one, in any condition, with any hints."""
+    seen = family if draw(st.integers(0, 9)) else 10 - family
+    return Endpoint(
+        draw(st.sampled_from(PODS[4 if seen == 4 else 6])),
+        ready=draw(mostly(True)),
+        serving=draw(mostly(True)),
+        terminating=draw(mostly(False)),
+        node_name=draw(st.sampled_from(["n1", "n2", ""])),
+        zone_hints=draw(some(["east", "west"])),
+        node_hints=draw(some(["n1", "n2"])),
+    )
+
+
+@st.composite
+def plain_endpoints(draw: st.DrawFn, family: Family) -> Endpoint:
+    """What most clusters have: ready, without hints."""
+    return Endpoint(draw(st.sampled_from(PODS[family])), node_name=draw(st.sampled_from(["n1", "n2"])))
+
+
+@st.composite
+def slices(
+    draw: st.DrawFn,
+    names: st.SearchStrategy[ObjectName] = st.sampled_from(SLICES),
+    services: st.SearchStrategy[ObjectName] = st.sampled_from(SERVICES),
+) -> EndpointSlice:
+    family: Family = draw(st.sampled_from([4, 6]))
+    members = draw(st.sampled_from([endpoints(family), plain_endpoints(family)]))
+    ports = st.builds(EndpointPort, PORT_NAMES, PROTOCOLS, st.sampled_from([8080, 9090]))
+    return EndpointSlice(
+        draw(names),
+        draw(services),
+        family,
+        tuple(draw(st.lists(ports, max_size=3, unique_by=lambda port: (port.name, port.protocol)))),
+        tuple(draw(st.lists(members, max_size=6))),
+        ignored=not draw(st.integers(0, 9)),
+    )
+
+
+@st.composite
+def services(
+    draw: st.DrawFn,
+    names: st.SearchStrategy[ObjectName] = st.sampled_from(SERVICES),
+    modes: st.SearchStrategy[str | None] = st.none(),
+) -> Service:
+    name = draw(names)
+    families = draw(st.sampled_from([(4,), (6,), (4, 6), (6, 4), ()]))
+    ports = st.builds(
+        ServicePort, PORT_NAMES, PROTOCOLS, st.sampled_from([53, 80]), st.sampled_from([0, 0, 30000, 30001])
+    )
+    return Service(
+        name,
+        tuple(
+            draw(
+                st.lists(ports, max_size=3, unique_by=(lambda p: (p.name, p.protocol), lambda p: (p.port, p.protocol)))
+            )
+        ),
+        type=draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName"])),
+        cluster_ips=tuple(draw(st.sampled_from(CLUSTER_IPS[family])) for family in families),
+        headless=not draw(st.integers(0, 9)),
+        external_ips=draw(some(EXTERNAL_IPS)),
+        load_balancer_ips=draw(some(LOAD_BALANCER_IPS)),
+        source_ranges=draw(some(RANGES)),
+        external_local=draw(st.booleans()),
+        internal_local=draw(mostly(False)),
+        affinity_timeout=draw(st.sampled_from([0, 10800])),
+        health_check_node_port=draw(st.sampled_from([0, 32000])),
+        ignored=not draw(st.integers(0, 9)),
+        scheduler=draw(st.sampled_from([None, Scheduler.MAGLEV])),
+        proxy_mode=draw(modes),
+    )
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> NodeConfig:
+    """Any configuration of the node n1."""
+    return NodeConfig(
+        "n1",
+        zone=draw(st.sampled_from(["east", "west", ""])),
+        cluster_cidrs=draw(some(CIDRS)),
+        masquerade_all=draw(st.booleans()),
+        node_port_ranges=draw(st.sampled_from([(), ("primary",)])),
+        addresses=frozenset(draw(some([*PODS[4], *PODS[6]], 3))),
+        primary=draw(some(PODS[4], 1)),
+    )
