@@ -80,7 +80,8 @@ def build(root: Path) -> bool:
     inputs = _fingerprint(root)
     target = root / BUILT
     stamp = target / STAMP
-    if stamp.is_file() and stamp.read_text() == inputs:
+    made = [unit.output for unit in units(root) if unit.output]
+    if stamp.is_file() and stamp.read_text() == inputs and all((target / name).is_file() for name in made):
         return False
     target.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:

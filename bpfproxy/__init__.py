@@ -10,39 +10,56 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bpfproxy.agent import Agent
-    from bpfproxy.api import NodeView, Plan, RenderedRow, check, cleanup, load, open_view, plan, read_status, render, run
+    from bpfproxy.api import (
+        Plan,
+        RenderedRow,
+        check,
+        cleanup,
+        open_view,
+        plan_manifests,
+        plan_objects,
+        read_status,
+        render_plan,
+        renderer,
+        run,
+        serve,
+    )
     from bpfproxy.config import Settings
     from bpfproxy.errors import BpfproxyError
+    from bpfproxy.sources import load_manifests
 
     __version__: str
 
 __all__ = [
     "Agent",
     "BpfproxyError",
-    "NodeView",
     "Plan",
     "RenderedRow",
     "Settings",
     "__version__",
     "check",
     "cleanup",
-    "load",
+    "load_manifests",
     "open_view",
-    "plan",
+    "plan_manifests",
+    "plan_objects",
     "read_status",
-    "render",
+    "render_plan",
+    "renderer",
     "run",
+    "serve",
 ]
 
-_MODULES = {"Agent": "agent", "Settings": "config", "BpfproxyError": "errors"}
-"""Where the public names are that `bpfproxy.api` does not define."""
+_MODULES = {"Agent": "agent", "BpfproxyError": "errors", "Settings": "config"}
+"""Where the public names are that `bpfproxy.api` does not hold."""
 
 
 def __getattr__(name: str) -> Any:
+    value: Any
     if name == "__version__":
         from importlib.metadata import version
 
-        value: Any = version(__name__)
+        value = version(__name__)
     elif name in __all__:
         value = getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'api')}"), name)
     else:

@@ -9,6 +9,7 @@ import ast
 import math
 import socket
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -133,7 +134,7 @@ def documentation() -> dict[str, str]:
     module = ast.parse(Path(__file__).read_text(encoding="utf-8"))
     body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Settings")
     texts: dict[str, str] = {}
-    for before, node in zip(body, body[1:], strict=False):
+    for before, node in pairwise(body):
         match before, node:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 texts[name] = " ".join(text.split())

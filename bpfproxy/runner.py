@@ -11,12 +11,36 @@ import time
 from collections.abc import Callable
 
 
+class Backoff:
+    """Pauses between attempts that fail in a row, in seconds: `first`, then doubled up to `maximum`."""
+
+    def __init__(self, first: float = 1.0, maximum: float = 30.0) -> None:
+        self._first = first
+        self._maximum = maximum
+        self._failures = 0
+
+    @property
+    def failures(self) -> int:
+        """In a row."""
+        return self._failures
+
+    def failed(self) -> float:
+        """One more failure. Returns the pause before the next attempt."""
+        pause = self._first * 2.0 ** min(self._failures, 64)
+        self._failures += 1
+        return min(pause, self._maximum)
+
+    def reset(self) -> None:
+        """An attempt succeeded."""
+        self._failures = 0
+
+
 class Runner:
     """Bounds the frequency of runs. Times are seconds of `clock`, which must not go back.
 
     A run is due when it was requested or when a failed one is to be tried again, but not within `minimum` seconds of
-    the start of the run before. A *full* run is due `maximum` seconds after the last full one. After the n-th failure
-    in a row the next try comes `retry` · 2ⁿ⁻¹ seconds later, at most `retry_maximum`.
+    the start of the run before. A *full* run is due `maximum` seconds after the last full one. After failures the next
+    try comes when `backoff` says.
     """
 
     def __init__(
@@ -24,25 +48,22 @@ class Runner:
         *,
         minimum: float,
         maximum: float,
-        retry: float = 1.0,
-        retry_maximum: float = 30.0,
+        backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._minimum = minimum
         self._maximum = maximum
-        self._retry = retry
-        self._retry_maximum = retry_maximum
+        self._backoff = backoff or Backoff()
         self._clock = clock
         self._last = -math.inf
         self._last_full = clock()
         self._requested = False
         self._retry_at = math.inf
-        self._failures = 0
 
     @property
     def failures(self) -> int:
         """Failed runs in a row."""
-        return self._failures
+        return self._backoff.failures
 
     def request(self) -> None:
         """Something changed."""
@@ -67,8 +88,6 @@ class Runner:
     def end(self, *, ok: bool) -> None:
         """The run ended; unless it was `ok`, it is tried again even if nothing changes."""
         if ok:
-            self._failures = 0
-            return
-        pause = self._retry * 2.0 ** min(self._failures, 32)
-        self._failures += 1
-        self._retry_at = self._clock() + min(pause, self._retry_maximum)
+            self._backoff.reset()
+        else:
+            self._retry_at = self._clock() + self._backoff.failed()

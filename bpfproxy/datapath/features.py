@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bpfproxy.datapath import libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
@@ -30,6 +31,9 @@ HELPERS: Final = {
 }
 """Numbers of helpers in the kernel's ABI."""
 
+_MISSING_HELPER: Final = re.compile(
+    r"(?:unknown func|invalid func|program of this type cannot use helper) (?:bpf_)?(\w+)#\d+"
+)
 _SO_NETNS_COOKIE: Final = 71
 _TCX_INGRESS: Final = 46
 _SOCKET_FILTER: Final = 1
@@ -72,8 +76,26 @@ def has_map_type(number: int) -> bool:
 @cache
 def has_helper(section: str, helper: str) -> bool:
     """Whether programs of a section may call a helper of HELPERS."""
-    kind, _ = libbpf.program_type(section)
-    return _probed(lib().libbpf_probe_bpf_helper, kind, HELPERS[helper])
+    require_capabilities()
+    kind, attach_type = libbpf.program_type(section)
+    # call helper; exit. It is refused for its arguments at the latest, and the log tells whether for the helper itself,
+    # in words that libbpf's own probe does not know all of.
+    log = ffi.new("char[]", 4096)
+    options = ffi.new("struct bpf_prog_load_opts *", {"expected_attach_type": attach_type})
+    options.sz = ffi.sizeof("struct bpf_prog_load_opts")
+    options.log_level, options.log_size, options.log_buf = 1, len(log), log
+    fd = _load(kind, [{"code": 0x85, "imm": HELPERS[helper]}, {"code": 0x95}], options)
+    if fd >= 0:
+        os.close(fd)
+    elif fd == -errno.EPERM:
+        libbpf.check(fd, "probing")
+    return missing_helper(libbpf.text(log)) is None
+
+
+def missing_helper(log: str) -> str | None:
+    """The helper that the verifier did not know, or did not allow, according to its log."""
+    match = _MISSING_HELPER.search(log)
+    return match[1] if match else None
 
 
 def has_links() -> bool:
@@ -91,10 +113,7 @@ def has_tcx() -> bool:
 def has_jit() -> bool:
     """Whether programs are compiled to machine code: loads one and looks."""
     # r0 = 0; exit
-    instructions = ffi.new("struct bpf_insn[]", [{"code": 0xB7}, {"code": 0x95}])
-    fd = libbpf.check(
-        lib().bpf_prog_load(_SOCKET_FILTER, b"jit", b"GPL", instructions, len(instructions), ffi.NULL), "loading"
-    )
+    fd = libbpf.check(_load(_SOCKET_FILTER, [{"code": 0xB7}, {"code": 0x95}], ffi.NULL), "loading a program")
     try:
         return bool(libbpf.info(fd, "prog").jited_prog_len)
     finally:
@@ -114,6 +133,14 @@ def netns_cookie() -> int:
     return int.from_bytes(value, sys.byteorder)
 
 
+def _load(kind: int, instructions: list[dict[str, int]], options: Any) -> int:
+    code = ffi.new("struct bpf_insn[]", instructions)
+    fd: int = lib().bpf_prog_load(kind, b"probe", b"GPL", code, len(instructions), options)
+    return fd
+
+
 def _probed(question: Callable[..., int], *arguments: int) -> bool:
     require_capabilities()  # without them the answers are wrong
-    return libbpf.check(question(*arguments, ffi.NULL), "probing") == 1
+    answer = question(*arguments, ffi.NULL)
+    # libbpf cannot ask about what it does not know itself.
+    return answer != -errno.EOPNOTSUPP and libbpf.check(answer, "probing") == 1

@@ -51,6 +51,17 @@ ffi.cdef(
             uint64_t room[8];
         };
     };
+    struct bpf_prog_load_opts {
+        size_t sz;
+        int attempts, expected_attach_type;
+        uint32_t prog_btf_fd, prog_flags, prog_ifindex, kern_version, attach_btf_id, attach_prog_fd, attach_btf_obj_fd;
+        const int *fd_array;
+        const void *func_info;
+        uint32_t func_info_cnt, func_info_rec_size;
+        const void *line_info;
+        uint32_t line_info_cnt, line_info_rec_size, log_level, log_size;
+        char *log_buf;
+    };
     struct bpf_insn { uint8_t code, registers; int16_t off; int32_t imm; };
 
     void *libbpf_set_print(void *);
@@ -62,7 +73,6 @@ ffi.cdef(
     const char *libbpf_bpf_link_type_str(int);
     int libbpf_probe_bpf_prog_type(int, const void *);
     int libbpf_probe_bpf_map_type(int, const void *);
-    int libbpf_probe_bpf_helper(int, int, const void *);
 
     struct bpf_object *bpf_object__open_file(const char *, const void *);
     int bpf_object__load(struct bpf_object *);
@@ -85,7 +95,8 @@ ffi.cdef(
     int bpf_map__set_pin_path(struct bpf_map *, const char *);
     void *bpf_map__initial_value(struct bpf_map *, size_t *);
 
-    int bpf_prog_load(int, const char *, const char *, const struct bpf_insn *, size_t, const void *);
+    int bpf_prog_load(int, const char *, const char *, const struct bpf_insn *, size_t,
+                      const struct bpf_prog_load_opts *);
     int bpf_prog_query(int, int, uint32_t, uint32_t *, uint32_t *, uint32_t *);
     int bpf_obj_pin(int, const char *);
     int bpf_obj_get(const char *);

@@ -1,5 +1,5 @@
-"""Destroys UDP sockets that are connected to a backend that is gone: their owners' next call fails with ECONNABORTED,
-and they connect again.
+"""Destroys UDP sockets that are connected to a backend that is gone: their owners' next call fails (recv: ECONNABORTED,
+send: EDESTADDRREQ), and they connect again.
 
 sock_diag(7) shows and destroys the sockets of one network namespace, so the walk enters the namespace of every process
 in a cgroup and below.

@@ -18,7 +18,7 @@ from bpfproxy.lab.topology import Topology
 from bpfproxy.lab.wait import wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
-READY = re.compile(r"\bevent=ready\b|\bready\b")
+READY = re.compile(r"\bevent=ready\b")
 
 
 class AgentError(Exception):

@@ -6,17 +6,29 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import msgspec
 
 from bpfproxy.lab import manifests
-from bpfproxy.lab.cases import Case, Endpoint, Probe, Service, Talk, Via, load
+from bpfproxy.lab.cases import Case, Endpoint, Port, Probe, Service, Talk, Via, load
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 from bpfproxy.lab.place import Flow, Outcome
 from bpfproxy.lab.wait import wait_until
 
 _numbers = count(len(load()))
+
+
+class How(TypedDict, total=False):
+    """How a Service is asked. Left out: a pod of node1, by IPv4, to the ClusterIP, by TCP or a connected UDP socket."""
+
+    talk: Talk
+    via: Via
+    port: int
+    """Place among the Service's ports, default 0."""
+    client: str
+    family: Family
 
 
 @dataclass
@@ -43,53 +55,28 @@ class Scene:
         """Take the Service away; does not wait for the agents."""
         (self.directory / f"{self.case.name}.yaml").unlink(missing_ok=True)
 
-    def to(
-        self, via: Via = "ClusterIP", *, port: int = 0, client: str = "pod1c", family: Family = 4
-    ) -> tuple[str, int]:
-        """Address and port of a frontend, for the Service's n-th port."""
-        return self.case.frontend(via, self.service.ports[port], client, family)
+    def probe(self, **how: Unpack[How]) -> Probe:
+        """One kind of traffic of this Service."""
+        port = self.service.ports[how.get("port", 0)]
+        client, family = how.get("client", "pod1c"), how.get("family", 4)
+        return Probe(self.case, how.get("via", "ClusterIP"), port, client, family, how.get("talk") or _talk(port))
 
-    def flow(
-        self,
-        talk: Talk = "tcp",
-        via: Via = "ClusterIP",
-        *,
-        port: int = 0,
-        client: str = "pod1c",
-        family: Family = 4,
-        timeout: float = 2.0,
-    ) -> Flow:
+    def to(self, **how: Unpack[How]) -> tuple[str, int]:
+        """Address and port of a frontend."""
+        return self.flow(**how).to
+
+    def flow(self, timeout: float = 2.0, **how: Unpack[How]) -> Flow:
         """A flow to a frontend."""
-        return Probe(self.case, via, self.service.ports[port], client, family, talk).flow(timeout)
+        return self.probe(**how).flow(timeout)
 
-    def ask(
-        self,
-        talk: Talk = "tcp",
-        via: Via = "ClusterIP",
-        *,
-        port: int = 0,
-        client: str = "pod1c",
-        family: Family = 4,
-        sockets: int = 1,
-        timeout: float = 2.0,
-    ) -> list[Outcome]:
+    def ask(self, sockets: int = 1, timeout: float = 2.0, **how: Unpack[How]) -> list[Outcome]:
         """Requests, each on a socket of its own."""
-        flow = self.flow(talk, via, port=port, client=client, family=family, timeout=timeout)
-        return self.lab.places[client].request(flow, sockets=sockets)
+        probe = self.probe(**how)
+        return self.lab.places[probe.client].request(probe.flow(timeout), sockets=sockets)
 
-    def shares(
-        self,
-        talk: Talk = "tcp",
-        via: Via = "ClusterIP",
-        *,
-        port: int = 0,
-        client: str = "pod1c",
-        family: Family = 4,
-        sockets: int = 48,
-    ) -> Counter[str]:
+    def shares(self, sockets: int = 48, timeout: float = 0.5, **how: Unpack[How]) -> Counter[str]:
         """How many requests each place answered; errors by their names."""
-        outcomes = self.ask(talk, via, port=port, client=client, family=family, sockets=sockets, timeout=0.5)
-        return Counter(one.reply.place if one.reply else one.error for one in outcomes)
+        return Counter(one.reply.place if one.reply else one.error for one in self.ask(sockets, timeout, **how))
 
     def settle(self, *places: str, client: str = "pod1c", timeout: float = 10.0) -> None:
         """Wait until new connections are answered by these places and no others, in all families and ports; without
@@ -97,8 +84,8 @@ class Scene:
 
         def settled() -> bool:
             return all(
-                set(self.shares(_talk(one.protocol), port=at, client=client, family=family)) == wanted
-                for at, one in enumerate(self.service.ports)
+                set(self.shares(port=port, client=client, family=family)) == wanted
+                for port in range(len(self.service.ports))
                 for family in self.service.families
             )
 
@@ -106,5 +93,5 @@ class Scene:
         wait_until(settled, timeout, f"{self.case.name} is answered by {wanted}")
 
 
-def _talk(protocol: str) -> Talk:
-    return "tcp" if protocol == "TCP" else "udp"
+def _talk(port: Port) -> Talk:
+    return "tcp" if port.protocol == "TCP" else "udp"

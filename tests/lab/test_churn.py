@@ -4,58 +4,63 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+from typing import Literal, Unpack
 
 import pytest
 
 from bpfproxy.lab import manifests
 from bpfproxy.lab.cases import Port, Service
 from bpfproxy.lab.lab import Lab
-from bpfproxy.lab.scene import Scene
+from bpfproxy.lab.layout import Family
+from bpfproxy.lab.place import Load
+from bpfproxy.lab.scene import How, Scene
 
 BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 UDP = 1
 PODS = ("pod1a", "pod1b", "pod2a", "pod2b", "pod2c")
 ROUNDS = 15
 
+Scheduler = Literal["random", "round-robin", "maglev"]
+
 
 @pytest.fixture(params=["bcc", "prebuilt"])
-def running(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def running(lab: Lab, request: pytest.FixtureRequest) -> Lab:
     manifests.write(lab.directory / "manifests", "nodes", manifests.nodes())
     lab.agent("node1", manifests=lab.directory / "manifests", loader=request.param).start()
     return lab
 
 
 @pytest.mark.parametrize("scheduler", ["random", "round-robin", "maglev"])
-def test_churn(running: Lab, scheduler: str) -> None:
-    scene = Scene(running, running.directory / "manifests", Service(BOTH, type="NodePort", scheduler=scheduler))  # type: ignore[arg-type]
+def test_churn(running: Lab, scheduler: Scheduler) -> None:
+    scene = Scene(running, running.directory / "manifests", Service(BOTH, type="NodePort", scheduler=scheduler))
     scene.put(*PODS)
     scene.settle(*PODS)
     choose = random.Random(0)
+    families: tuple[Family, ...] = (4, 6)
     with contextlib.ExitStack() as stack:
 
-        def load(talk: str, client: str, *, hold: bool, port: int = 0, family: int = 4) -> object:
-            flow = scene.flow(talk, port=port, client=client, family=family)  # type: ignore[arg-type]
-            return stack.enter_context(running.places[client].load(flow, hold=hold, interval=0.001))
+        def load(hold: bool, **how: Unpack[How]) -> Load:
+            place = running.places[scene.probe(**how).client]
+            return stack.enter_context(place.load(scene.flow(**how), hold=hold, interval=0.001))
 
         whole = [
-            load("tcp", client, hold=hold, family=family)
+            load(hold, client=client, family=family)
             for client in ("pod1c", "node1")
-            for family in (4, 6)
+            for family in families
             for hold in (True, False)
         ]
-        whole += [load("udp-unconnected", client, hold=True, port=UDP) for client in ("pod1c", "node1")]
-        aborted = [load("udp", client, hold=True, port=UDP) for client in ("pod1c", "node1")]
+        whole += [load(True, talk="udp-unconnected", port=UDP, client=client) for client in ("pod1c", "node1")]
+        aborted = [load(True, port=UDP, client=client) for client in ("pod1c", "node1")]
         for _ in range(ROUNDS):
             places = choose.sample(PODS, choose.randint(1, len(PODS)))
             scene.put(*places)
             scene.settle(*places)
     for one in whole:
-        report = one.stop()  # type: ignore[attr-defined]
+        report = one.stop()
         assert report.errors == {}
         assert report.answered == report.sent > ROUNDS
     for one in aborted:
-        report = one.stop()  # type: ignore[attr-defined]
+        report = one.stop()
         assert set(report.errors) <= {"ECONNABORTED"}, "a connected UDP socket is told when its backend goes"
         assert report.answered > ROUNDS
 

@@ -10,6 +10,7 @@ import pytest
 from bpfproxy.lab import bpf, manifests, remains
 from bpfproxy.lab.cases import Port, Service
 from bpfproxy.lab.lab import Lab
+from bpfproxy.lab.layout import Family
 from bpfproxy.lab.node import Agent, LoaderName
 from bpfproxy.lab.place import LoadReport
 from bpfproxy.lab.scene import Scene
@@ -49,12 +50,17 @@ def agent(lab: Lab, scene: Scene, loader: LoaderName) -> Agent:
 @contextlib.contextmanager
 def traffic(scene: Scene) -> Iterator[None]:
     """Held and short connections, from a pod and the node, in both families; none may break or be refused."""
+    families: tuple[Family, ...] = (4, 6)
     with contextlib.ExitStack() as stack:
         loads = [
-            stack.enter_context(scene.lab.places[client].load(scene.flow(talk, port=port, family=family), hold=hold))
+            stack.enter_context(scene.lab.places[client].load(flow, hold=hold))
             for client in ("pod1c", "node1")
-            for family in (4, 6)
-            for talk, port, hold in (("tcp", 0, True), ("tcp", 0, False), ("udp-unconnected", UDP, True))
+            for family in families
+            for flow, hold in (
+                (scene.flow(client=client, family=family), True),
+                (scene.flow(client=client, family=family), False),
+                (scene.flow(client=client, family=family, port=UDP, talk="udp-unconnected"), True),
+            )
         ]
         yield
     for load in loads:

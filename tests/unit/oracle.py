@@ -156,15 +156,12 @@ def answer(
         targets, masqueraded = everywhere, False
     else:
         targets, masqueraded = here, False
-    if targets:
-        refusal = None
-    else:
-        refusal = "drop" if everywhere else "reject"  # rule 11
+    refusal = "drop" if everywhere else "reject"  # rule 11
     serving = frozenset(target for target, endpoint in members.items() if endpoint.serving)
     return Answer(
         kind,
         targets,
-        refusal,
+        None if targets else refusal,
         masqueraded,
         serving - targets,  # rule 16
         service.affinity_timeout,  # rule 15

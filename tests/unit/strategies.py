@@ -39,6 +39,10 @@ PODS: dict[Family, list[Address]] = {
 RANGES: list[Network] = [ipaddress.ip_network("203.0.113.0/24"), ipaddress.ip_network("2001:db8:2::/48")]
 CIDRS: list[Network] = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/16")]
 
+ANY_SERVICE = st.sampled_from(SERVICES)
+ANY_SLICE = st.sampled_from(SLICES)
+NO_MODE: st.SearchStrategy[str | None] = st.none()
+FAMILIES: st.SearchStrategy[tuple[Family, ...]] = st.sampled_from([(4,), (6,), (4, 6), (6, 4), ()])
 PROTOCOLS = st.sampled_from(Protocol)
 PORT_NAMES = st.sampled_from(["", "http"])
 
@@ -77,8 +81,8 @@ def plain_endpoints(draw: st.DrawFn, family: Family) -> Endpoint:
 @st.composite
 def slices(
     draw: st.DrawFn,
-    names: st.SearchStrategy[ObjectName] = st.sampled_from(SLICES),
-    services: st.SearchStrategy[ObjectName] = st.sampled_from(SERVICES),
+    names: st.SearchStrategy[ObjectName] = ANY_SLICE,
+    services: st.SearchStrategy[ObjectName] = ANY_SERVICE,
 ) -> EndpointSlice:
     family: Family = draw(st.sampled_from([4, 6]))
     members = draw(st.sampled_from([endpoints(family), plain_endpoints(family)]))
@@ -96,11 +100,11 @@ def slices(
 @st.composite
 def services(
     draw: st.DrawFn,
-    names: st.SearchStrategy[ObjectName] = st.sampled_from(SERVICES),
-    modes: st.SearchStrategy[str | None] = st.none(),
+    names: st.SearchStrategy[ObjectName] = ANY_SERVICE,
+    modes: st.SearchStrategy[str | None] = NO_MODE,
 ) -> Service:
     name = draw(names)
-    families = draw(st.sampled_from([(4,), (6,), (4, 6), (6, 4), ()]))
+    families = draw(FAMILIES)
     ports = st.builds(
         ServicePort, PORT_NAMES, PROTOCOLS, st.sampled_from([53, 80]), st.sampled_from([0, 0, 30000, 30001])
     )

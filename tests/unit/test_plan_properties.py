@@ -123,11 +123,10 @@ def test_the_health_check_counts_local_ready_endpoints(
 
 
 @settings(max_examples=200, deadline=None)
-@given(services(names=st.just(ONE)), ITS_SLICES, nodes(), st.randoms(use_true_random=False))
+@given(services(names=st.just(ONE)), ITS_SLICES, nodes())
 def test_the_order_of_slices_matters_only_between_duplicates(
-    service: Service, items: list[EndpointSlice], node: NodeConfig, random: object
+    service: Service, items: list[EndpointSlice], node: NodeConfig
 ) -> None:
-    del random
     distinct = []
     seen: set[bytes] = set()
     for item in items:

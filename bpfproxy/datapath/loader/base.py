@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bpfproxy.datapath import abi, libbpf
+from bpfproxy.datapath import abi, features, libbpf
 from bpfproxy.datapath.files import c_tree
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import BpfproxyError, DatapathError, PermissionsError, UnsupportedError
@@ -142,20 +142,14 @@ def check_shape(path: Path, wanted: Shape) -> None:
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
-_MISSING_HELPER: Final = (
-    re.compile(r"unknown func (\w+)#\d+"),
-    re.compile(r"invalid func (\w+)#\d+"),
-    re.compile(r"program of this type cannot use helper (\w+)#\d+"),
-)
 _COMPILER_ERROR: Final = re.compile(r"^(?:\S*/)?([^/\s]+:\d+:\d+): (?:fatal )?error: (.*)$", re.MULTILINE)
 _VERIFIED: Final = re.compile(r"^processed \d+ insns", re.MULTILINE)
 
 
 def refusal(what: str, log: str, error: OSError | None = None) -> BpfproxyError:
     """The error that tells a failed load in one line; its reason is looked for in the log of compiler or kernel."""
-    for pattern in _MISSING_HELPER:
-        if match := pattern.search(log):
-            return UnsupportedError(f"this kernel lacks the helper {match[1]}, which {what} needs")
+    if helper := features.missing_helper(log):
+        return UnsupportedError(f"this kernel lacks the helper bpf_{helper}, which {what} needs")
     if match := _COMPILER_ERROR.search(log):
         return LoadError(f"{what} does not compile: {match[1]}: {match[2]}", log)
     reason = _verifier_reason(log)

@@ -22,6 +22,7 @@ from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.lock import StateLock
 from bpfproxy.datapath.maps import Map
+from bpfproxy.datapath.probe import Finding, probe
 from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
@@ -61,6 +62,17 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         destroy_sockets=datapath.destroy_sockets,
         close=datapath.loaded.close,
     )
+
+
+def lock(state_dir: Path) -> StateLock:
+    """Keep other agents and `cleanup` out of a state directory. Raises AlreadyRunningError, PermissionsError."""
+    features.require_capabilities()
+    return StateLock(state_dir)
+
+
+def check(settings: Settings) -> list[Finding]:
+    """What this kernel and machine offer, what would be used, and why."""
+    return probe(settings.state_dir, settings.cgroup, settings.loader)
 
 
 def open_view(state_dir: Path) -> View:

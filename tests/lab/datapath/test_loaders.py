@@ -59,20 +59,8 @@ def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trees:
         monkeypatch.setattr("bpfproxy.datapath.loader.bcc.c_tree", lambda: tree)
         target = tmp_path / "sock_lb.bpf.o"
         headers = f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
-        command = [
-            "clang",
-            "-O2",
-            "-g",
-            "-target",
-            "bpf",
-            "-mcpu=v2",
-            "-idirafter",
-            headers,
-            "-c",
-            source,
-            "-o",
-            target,
-        ]
+        flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v2", "-idirafter", headers]
+        command = ["clang", *flags, "-c", str(source), "-o", str(target)]
         subprocess.run(command, check=False, capture_output=True)
         monkeypatch.setattr("bpfproxy.datapath.loader.prebuilt.built", lambda _: target)
 

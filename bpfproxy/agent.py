@@ -1,0 +1,380 @@
+"""The node agent: sources → engine → proxiers, until it is told to stop.
+
+One asyncio loop holds the sources and the clock; everything that may block in the kernel runs in one worker thread,
+which alone touches the engine and the proxiers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+import msgspec
+
+import bpfproxy
+from bpfproxy import status
+from bpfproxy.config import Settings
+from bpfproxy.engine import Engine, SyncReport
+from bpfproxy.errors import BpfproxyError, InputError
+from bpfproxy.events import emit
+from bpfproxy.model.address import Address
+from bpfproxy.model.event import Update
+from bpfproxy.model.service import Node
+from bpfproxy.plan import NodeConfig, node_config
+from bpfproxy.proxiers import base
+from bpfproxy.runner import Backoff, Runner
+
+log = logging.getLogger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_STATUS_PERIOD: Final = 1.0
+"""Least time between two writes of the status file, seconds."""
+_SOURCE_IS_WELL: Final = 60.0
+"""A source that ran for so many seconds is started again without much ado."""
+_NUMBER: Final = re.compile(r"\d+")
+
+T = TypeVar("T")
+
+
+class Parts(Protocol):
+    """What an agent is put together from."""
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """Held while the agent runs. Raises AlreadyRunningError."""
+        ...
+
+    def open_proxiers(self) -> Mapping[str, base.Proxier]:
+        """By mode; called in the worker thread."""
+        ...
+
+    def node_addresses(self) -> Iterable[Address]:
+        """On the node's interfaces, now."""
+        ...
+
+    async def watch_objects(self, sink: Callable[[Update], None], refused: Callable[[InputError], None]) -> None:
+        """Never returns: tells `sink` of all objects and of each change, `refused` of what cannot be accepted."""
+        ...
+
+    async def watch_addresses(self, sink: Callable[[Iterable[Address]], None]) -> None:
+        """Never returns: tells `sink` of each change of the node's addresses."""
+        ...
+
+
+class NodeParts:
+    """The real parts: manifest files, netlink, and the proxiers of this kernel."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def lock(self) -> contextlib.AbstractContextManager[object]:
+        """See `Parts.lock`."""
+        from bpfproxy.proxiers.ebpf import lifecycle
+
+        return lifecycle.lock(self._settings.state_dir)
+
+    def open_proxiers(self) -> Mapping[str, base.Proxier]:
+        """See `Parts.open_proxiers`."""
+        from bpfproxy.proxiers.ebpf import lifecycle
+
+        return {"ebpf": lifecycle.open_proxier(self._settings)}
+
+    def node_addresses(self) -> Iterable[Address]:
+        """See `Parts.node_addresses`."""
+        from bpfproxy.sources.addresses import node_addresses
+
+        return node_addresses()
+
+    async def watch_objects(self, sink: Callable[[Update], None], refused: Callable[[InputError], None]) -> None:
+        """See `Parts.watch_objects`."""
+        from bpfproxy.sources.files import FilesSource
+
+        await FilesSource(self._settings.manifests, refused).run(sink)
+
+    async def watch_addresses(self, sink: Callable[[Iterable[Address]], None]) -> None:
+        """See `Parts.watch_addresses`."""
+        from bpfproxy.sources.addresses import AddressSource
+
+        await AddressSource().run(sink)
+
+
+class Agent:
+    """Serves one node under one set of settings. `run` once."""
+
+    def __init__(self, settings: Settings, parts: Parts | None = None) -> None:
+        self.settings = settings
+        self._parts = parts or NodeParts(settings)
+        self._worker = ThreadPoolExecutor(1, "bpfproxy-kernel")
+        self._runner = Runner(minimum=settings.min_sync_period, maximum=settings.sync_period)
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._stopped_by: signal.Signals | None = None
+        self._updates: list[Update] = []
+        self._addresses: frozenset[Address] = frozenset()
+        self._node: Node | None = None
+        self._node_changed = False
+        self._troubles: frozenset[str] = frozenset()
+        """Reasons of refused rows and failed syncs that have been logged and last."""
+        self._incomplete = False
+        self._status_changed = asyncio.Event()
+        self.status = status.AgentStatus(
+            pid=os.getpid(),
+            version=bpfproxy.__version__,
+            node=settings.node,
+            started=_now(),
+            settings=msgspec.to_builtins(settings, enc_hook=str),
+        )
+
+    def stop(self) -> None:
+        """Make `run` return soon; the datapath stays in place. For the loop's thread."""
+        self._stopping.set()
+
+    async def run(self) -> signal.Signals | None:
+        """Run until `stop`, SIGTERM or SIGINT, and return the signal.
+
+        Raises InputError, AlreadyRunningError, PermissionsError, UnsupportedError or DatapathError where it cannot
+        start; later, failures are logged and tried again.
+        """
+        self._config()  # bad settings, before anything is touched
+        with self._parts.lock(), self._worker, self._signals():
+            proxiers = await self._in_worker(self._parts.open_proxiers)
+            try:
+                await self._serve(proxiers)
+            finally:
+                # Queued behind what the worker still does.
+                for proxier in proxiers.values():
+                    await self._in_worker(proxier.close)
+                self.status.pid = None
+                self._write_status()
+        emit(log, logging.INFO, "stopped", signal=self._stopped_by and self._stopped_by.name)
+        return self._stopped_by
+
+    async def _serve(self, proxiers: Mapping[str, base.Proxier]) -> None:
+        self._addresses = frozenset(await self._in_worker(self._parts.node_addresses))
+        engine = Engine(proxiers, self.settings.proxy_mode, self._config())
+        await self._in_worker(engine.start)
+        emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._sync_forever(engine)),
+                group.create_task(self._keep("objects", partial(self._parts.watch_objects, self._take, self._refuse))),
+                group.create_task(self._keep("addresses", partial(self._parts.watch_addresses, self._take_addresses))),
+                group.create_task(self._write_status_forever()),
+            ]
+            await self._stopping.wait()
+            _notify("STOPPING=1")
+            for task in tasks:
+                task.cancel()
+
+    # ---- what the sources say -------------------------------------------------------------------------------------
+
+    def _take(self, update: Update) -> None:
+        for item in update.objects:
+            if isinstance(item, Node) and item.name == self.status.node:
+                self._node, self._node_changed = item, True
+        for key in update.removed:
+            if key.kind == "Node" and key.name.name == self.status.node:
+                self._node, self._node_changed = None, True
+        self._updates.append(update)
+        self._request()
+
+    def _take_addresses(self, addresses: Iterable[Address]) -> None:
+        fresh = frozenset(addresses)
+        if fresh != self._addresses:
+            self._addresses, self._node_changed = fresh, True
+            self._request()
+
+    def _refuse(self, error: InputError) -> None:
+        self.status.counters.refused_inputs += 1
+        self._status_changed.set()
+        emit(log, logging.WARNING, "refused", input=str(error))
+
+    def _config(self) -> NodeConfig:
+        return node_config(self.settings, self.settings.node, self._addresses, self._node)
+
+    async def _keep(self, name: str, watch: Callable[[], Awaitable[None]]) -> None:
+        """Run a source for ever: one that fails is started again, later and later."""
+        backoff = Backoff()
+        while True:
+            begin = time.monotonic()
+            error: Exception | None = None
+            try:
+                await watch()
+            except Exception as caught:
+                error = caught
+            if time.monotonic() - begin > _SOURCE_IS_WELL:
+                backoff.reset()
+            pause = backoff.failed()
+            self.status.counters.source_restarts += 1
+            self._status_changed.set()
+            emit(log, logging.ERROR, "source_failed", source=name, error=_describe(error), retry_seconds=pause)
+            log.debug("event=source_trace", exc_info=error)
+            await asyncio.sleep(pause)
+
+    # ---- syncs ----------------------------------------------------------------------------------------------------
+
+    def _request(self) -> None:
+        self._runner.request()
+        self._wake.set()
+
+    async def _sync_forever(self, engine: Engine) -> None:
+        while True:
+            while (delay := self._runner.delay()) > 0:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), delay)
+            await self._sync_once(engine)
+
+    async def _sync_once(self, engine: Engine) -> None:
+        full = self._runner.begin()
+        updates, self._updates = self._updates, []
+        node = self._config() if self._node_changed else None
+        self._node_changed = False
+        counters = self.status.counters
+        counters.syncs += 1
+        counters.resyncs += full
+        try:
+            report, seconds = await self._in_worker(partial(_sync, engine, updates, node, full=full))
+        except Exception as error:
+            counters.failed_syncs += 1
+            log.debug("event=sync_trace", exc_info=error)
+            self._settle({_describe(error): []})
+        else:
+            counters.refused_rows += len(report.failures)
+            self._tell(engine, report, seconds, full=full)
+            keys: dict[str, list[object]] = {}
+            for failure in report.failures:
+                keys.setdefault(failure.reason, []).append(failure.op.key)
+            self._settle(keys)
+        self._runner.end(ok=not self._troubles)
+        self._status_changed.set()
+
+    def _tell(self, engine: Engine, report: SyncReport, seconds: float, *, full: bool) -> None:
+        """Log what a sync did."""
+        for clash in report.clashes:
+            self.status.counters.clashes += 1
+            emit(log, logging.WARNING, "clash", message=str(clash))
+        for unknown in report.unknown_modes:
+            emit(log, logging.WARNING, "refused", input=str(unknown))
+        emit(
+            log,
+            logging.INFO if report.ops or report.planned else logging.DEBUG,
+            "resync" if full else "sync",
+            services=report.planned,
+            frontends=len(report.frontends),
+            ops=report.ops,
+            failures=len(report.failures),
+            seconds=seconds,
+        )
+        state = self.status
+        state.last_sync, state.last_sync_seconds = _now(), round(seconds, 6)
+        state.services = len(engine.store.services())
+        state.pending_rows = engine.pending
+        state.clashes = [str(clash) for clash in engine.clashes]
+        if not state.ready:
+            self._look_if_ready(engine)
+
+    def _look_if_ready(self, engine: Engine) -> None:
+        if engine.store.complete:
+            self.status.ready = True
+            gc.collect()
+            gc.freeze()  # what was loaded stays: later collections need not walk it
+            emit(log, logging.INFO, "ready", services=self.status.services, frontends=len(engine.frontends()))
+            _notify("READY=1")
+        elif not self._incomplete:
+            self._incomplete = True
+            emit(log, logging.WARNING, "incomplete", message="some input is unreadable: nothing is removed until it is repaired")
+
+    def _settle(self, reasons: Mapping[str, Sequence[object]]) -> None:
+        """Log what went wrong (reason → keys of the rows; none: the whole sync), each kind of trouble once, and when
+        all is well again."""
+        troubles = {}
+        for reason, keys in reasons.items():
+            trouble = _NUMBER.sub("#", reason)
+            if trouble not in self._troubles and trouble not in troubles:
+                if keys:
+                    emit(log, logging.ERROR, "refused", reason=reason, rows=len(keys), first=keys[0])
+                else:
+                    emit(log, logging.ERROR, "sync_failed", error=reason)
+            troubles[trouble] = True
+        if self._troubles and not troubles:
+            emit(log, logging.INFO, "recovered", failed_tries=self._runner.failures)
+        self._troubles = frozenset(troubles)
+
+    # ---- surroundings ---------------------------------------------------------------------------------------------
+
+    async def _in_worker(self, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, job)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def received(number: signal.Signals) -> None:
+            self._stopped_by = number
+            loop.remove_signal_handler(number)  # a second one ends the process
+            self.stop()
+
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, received, number)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                loop.remove_signal_handler(number)
+
+    async def _write_status_forever(self) -> None:
+        while True:
+            self._status_changed.clear()
+            self._write_status()
+            await asyncio.sleep(_STATUS_PERIOD)
+            await self._status_changed.wait()
+
+    def _write_status(self) -> None:
+        try:
+            status.write(self.settings.state_dir, self.status)
+        except OSError as error:
+            emit(log, logging.WARNING, "status_failed", error=_describe(error))
+
+
+def _sync(engine: Engine, updates: list[Update], node: NodeConfig | None, *, full: bool) -> tuple[SyncReport, float]:
+    """In the worker: the report, and how long it took."""
+    begin = time.perf_counter()
+    for update in updates:
+        engine.update(update)
+    if node is not None:
+        engine.set_node(node)
+    report = engine.resync() if full else engine.sync()
+    return report, time.perf_counter() - begin
+
+
+def _describe(error: BaseException | None) -> str:
+    if error is None:
+        return "it ended"
+    return str(error) if isinstance(error, BpfproxyError) else f"{type(error).__name__}: {error}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.sendto(state.encode(), address)

@@ -1,0 +1,137 @@
+"""What a person can do with bpfproxy from Python; each command of the command line is one of these.
+
+    >>> from bpfproxy import Settings, plan_manifests
+    >>> plan = plan_manifests(Settings(manifests=("examples",), node_name="node-a"))
+
+Functions that only compute need neither a kernel nor root. All raise the errors of `bpfproxy.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from bpfproxy import status
+from bpfproxy.config import Settings
+from bpfproxy.errors import PermissionsError
+from bpfproxy.model.event import Object, Update
+from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePlan
+from bpfproxy.model.service import ObjectName
+from bpfproxy.plan import Clash, PlanIndex, node_config, plan_node, plan_service
+from bpfproxy.proxiers.base import Key, Renderer, Row
+from bpfproxy.sources import load_manifests
+from bpfproxy.status import AgentStatus
+from bpfproxy.store import Store
+
+if TYPE_CHECKING:
+    import signal
+
+    from bpfproxy.datapath.probe import Finding
+    from bpfproxy.proxiers.ebpf.view import View
+
+
+class Plan(Struct, frozen=True):
+    """What a node should do for some objects."""
+
+    node: NodePlan
+    services: Mapping[ObjectName, ServicePlan]
+    """Those that have something to serve, without the frontends that another Service won."""
+    clashes: tuple[Clash, ...]
+
+    def frontends(self) -> dict[Frontend, FrontendSpec]:
+        """All frontends of all Services."""
+        return {frontend: spec for plan in self.services.values() for frontend, spec in plan.frontends.items()}
+
+
+class RenderedRow(Struct, frozen=True):
+    """One row of a proxier, with its text for people."""
+
+    table: str
+    key: Key
+    row: Row
+    key_text: str
+    row_text: str
+
+
+def plan_objects(objects: Iterable[Object], settings: Settings) -> Plan:
+    """The plan of the node `settings.node` for `objects`. The node's addresses and zone are those of its Node object,
+    if it is among them."""
+    store = Store()
+    store.update(Update(objects=tuple(objects), complete=True))
+    node = store.node(settings.node)
+    config = node_config(settings, settings.node, node.addresses if node else (), node)
+    index = PlanIndex()
+    index.update({name: plan_service(store.service(name), store.slices(name), config) for name in store.take().services})
+    return Plan(plan_node(config), index.plans, index.clashes)
+
+
+def plan_manifests(settings: Settings) -> Plan:
+    """The plan for the manifests in `settings.manifests`. Raises InputError for the first that cannot be accepted."""
+    return plan_objects(load_manifests(settings.manifests), settings)
+
+
+def renderer(settings: Settings) -> Renderer:
+    """The pure half of the proxier `settings.proxy_mode`."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    return lifecycle.renderer(settings)
+
+
+def render_plan(plan: Plan, settings: Settings) -> list[RenderedRow]:
+    """The rows of the proxier `settings.proxy_mode` for `plan`, in the order of their tables."""
+    proxier = renderer(settings)
+    found: dict[Key, Row] = dict(proxier.render_node(plan.node))
+    for name in sorted(plan.services):
+        found.update(proxier.render(plan.services[name]))
+    rows = []
+    for key, row in found.items():
+        table, key_text, row_text = proxier.describe(key, row)
+        rows.append(RenderedRow(table, key, row, key_text, row_text))
+    return sorted(rows, key=lambda row: row.table)
+
+
+async def serve(settings: Settings) -> signal.Signals | None:
+    """Run the agent until SIGTERM or SIGINT; returns the signal. The datapath stays in place."""
+    from bpfproxy.agent import Agent
+
+    return await Agent(settings).run()
+
+
+def run(settings: Settings) -> signal.Signals | None:
+    """`serve` in an event loop of its own."""
+    import asyncio
+
+    return asyncio.run(serve(settings))
+
+
+def check(settings: Settings) -> list[Finding]:
+    """What this kernel and machine offer to an agent with `settings`, what would be used, and what follows."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    return lifecycle.check(settings)
+
+
+def open_view(state_dir: Path) -> View:
+    """A look at the datapath of a node, whether its agent runs or not. Raises NotRunningError, PermissionsError."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    try:
+        return lifecycle.open_view(state_dir)
+    except PermissionError as error:
+        raise PermissionsError(f"{state_dir} cannot be read: run as root, or grant CAP_BPF and CAP_NET_ADMIN") from error
+
+
+def read_status(state_dir: Path) -> AgentStatus | None:
+    """What the agent of a state directory says of itself; None if there was none."""
+    return status.read(state_dir)
+
+
+def cleanup(state_dir: Path) -> list[str]:
+    """Remove every trace of a datapath; returns what was removed, empty if there was nothing. Raises
+    AlreadyRunningError while an agent runs."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    return lifecycle.cleanup(state_dir)
