@@ -26,7 +26,7 @@ enum frontend_kind {
 };
 
 enum frontend_flag {
-	FRONTEND_SCOPED = 1,		/* on the external row: there is an internal one too */
+	FRONTEND_SCOPED = 1, /* on the external row: there is an internal one too */
 };
 
 /* A NodePort has an all-zero address: it answers on every address in node_addresses. */
@@ -45,10 +45,10 @@ struct frontend6_key {
 };
 
 struct frontend {
-	__u32 set;			/* index into sets */
-	__u32 id;			/* rev-NAT id: index into frontend_stats */
-	__u64 affinity_group;		/* the same for all frontends of a ServicePort */
-	__u32 affinity_timeout;		/* seconds, 0 without affinity */
+	__u32 set;		/* index into sets */
+	__u32 id;		/* rev-NAT id: index into frontend_stats */
+	__u64 affinity_group;	/* the same for all frontends of a ServicePort */
+	__u32 affinity_timeout; /* seconds, 0 without affinity */
 	__u8 kind;
 	__u8 flags;
 	__u8 masquerade;
@@ -65,7 +65,7 @@ enum scheduler {
 
 enum set_flag {
 	SET_IN_USE = 1,
-	SET_DROP = 2,			/* empty because of a Local policy: drop, where others are refused */
+	SET_DROP = 2, /* empty because of a Local policy: drop, where others are refused */
 	SET_SCHEDULER_SHIFT = 4,
 };
 
@@ -78,10 +78,10 @@ enum set_flag {
  */
 union backend_set {
 	struct {
-		__u32 base;		/* first slot of the extent */
+		__u32 base; /* first slot of the extent */
 		__u16 count;
 		__u8 table_log2;
-		__u8 flags;		/* set_flag; the scheduler from bit SET_SCHEDULER_SHIFT on */
+		__u8 flags; /* set_flag; the scheduler from bit SET_SCHEDULER_SHIFT on */
 	};
 	__u64 word;
 };
@@ -92,8 +92,8 @@ struct slot_pair {
 };
 
 enum backend_flag {
-	BACKEND_SERVING = 1,		/* flows that stick to it may go on */
-	BACKEND_LOCAL = 2,		/* runs on this node */
+	BACKEND_SERVING = 1, /* flows that stick to it may go on */
+	BACKEND_LOCAL = 2,   /* runs on this node */
 };
 
 struct backend {
@@ -101,7 +101,7 @@ struct backend {
 	__be16 port;
 	__u8 protocol;
 	__u8 flags;
-	__u32 generation;		/* grows each time that the id is given to another backend */
+	__u32 generation; /* grows each time that the id is given to another backend */
 };
 
 /* For user space: which set of which Service a set id is. Strings end with a zero. */
@@ -110,7 +110,7 @@ struct set_name {
 	char service[64];
 	char port[64];
 	__u8 protocol;
-	__u8 family;			/* 4 or 6 */
+	__u8 family; /* 4 or 6 */
 	__u8 pool;
 	__u8 pad;
 };
@@ -118,7 +118,7 @@ struct set_name {
 /* ---- the node ------------------------------------------------------------------------------------------------- */
 
 enum node_address_flag {
-	NODE_ADDRESS_NODE_PORT = 1,	/* NodePorts answer here */
+	NODE_ADDRESS_NODE_PORT = 1, /* NodePorts answer here */
 };
 
 /* 127.0.0.0 stands for all of 127.0.0.0/8. */
@@ -134,11 +134,11 @@ struct node_address {
 
 struct affinity_key {
 	__u64 group;
-	__u64 client;			/* socket level: network namespace cookie */
+	__u64 client; /* socket level: network namespace cookie */
 };
 
 struct affinity {
-	__u64 last_used;		/* ns, CLOCK_MONOTONIC */
+	__u64 last_used; /* ns, CLOCK_MONOTONIC */
 	__u32 backend;
 	__u32 generation;
 };
@@ -158,8 +158,8 @@ struct udp_session {
 };
 
 enum socket_flag {
-	SOCKET_CONNECTED = 1,		/* peer is valid */
-	SOCKET_OVERFLOWED = 2,		/* has sessions in udp_sessions, too */
+	SOCKET_CONNECTED = 1,  /* peer is valid */
+	SOCKET_OVERFLOWED = 2, /* has sessions in udp_sessions, too */
 };
 
 enum { SOCKET_SESSIONS = 4 };
@@ -169,7 +169,7 @@ struct socket_state {
 	struct udp_session peer;
 	struct udp_session sessions[SOCKET_SESSIONS];
 	__u32 flags;
-	__u32 used;			/* sessions in use, from the first */
+	__u32 used; /* sessions in use, from the first */
 };
 
 /* Sessions of sockets that talk to more than SOCKET_SESSIONS VIPs, by VIP (forward) and by backend (reply). */
@@ -194,12 +194,12 @@ struct udp_socket {
 
 /* Constants of a loaded program: .rodata in the prebuilt object, -DCFG_<field> with bcc. */
 struct config {
-	__u64 node_netns;		/* cookie of the node's own network namespace */
-	__u32 pod_scope4;		/* scope of IPv4 clients in other namespaces */
-	__u32 pod_scope6;		/* the same for IPv6 */
-	__u32 snat_first;		/* host order, inclusive; 0: no range */
+	__u64 node_netns; /* cookie of the node's own network namespace */
+	__u32 pod_scope4; /* scope of IPv4 clients in other namespaces */
+	__u32 pod_scope6; /* the same for IPv6 */
+	__u32 snat_first; /* host order, inclusive; 0: no range */
 	__u32 snat_last;
-	__u32 has_set_retval;		/* bpf_set_retval works in these hooks (Linux 6.1) */
+	__u32 has_set_retval; /* bpf_set_retval works in these hooks (Linux 6.1) */
 	__u32 pad;
 };
 
@@ -222,14 +222,14 @@ enum hook {
 
 /* Every exit of a program counts one of these. Append only. */
 enum reason {
-	REASON_NOT_OURS = 0,		/* no frontend: passed on untouched */
+	REASON_NOT_OURS = 0, /* no frontend: passed on untouched */
 	REASON_TRANSLATED,
-	REASON_REUSED,			/* translated by a session or an affinity that was there */
-	REASON_NO_BACKEND,		/* no usable endpoint: refused */
-	REASON_NO_LOCAL_BACKEND,	/* none on this node under a Local policy: dropped */
-	REASON_NO_STATE,		/* translated, but its state could not be kept: replies show the backend */
-	REASON_PORT_TAKEN,		/* bind to a NodePort or into the SNAT range: refused */
-	REASON_BROKEN,			/* a row points nowhere: passed on (a bug, or maps changed by hand) */
+	REASON_REUSED,		 /* translated by a session or an affinity that was there */
+	REASON_NO_BACKEND,	 /* no usable endpoint: refused */
+	REASON_NO_LOCAL_BACKEND, /* none on this node under a Local policy: dropped */
+	REASON_NO_STATE,	 /* translated, but its state could not be kept: replies show the backend */
+	REASON_PORT_TAKEN,	 /* bind to a NodePort or into the SNAT range: refused */
+	REASON_BROKEN,		 /* a row points nowhere: passed on (a bug, or maps changed by hand) */
 	REASON_COUNT,
 };
 

@@ -34,8 +34,7 @@ enum { map_counter_base = __COUNTER__ };
 	enum { name##_pseudo_fd = map_counter_base - __COUNTER__ };                                                    \
 	BPF_F_TABLE(type PIN(name), key, value, name, max, flags)
 #define MAP(type, name, key, value, flags) MAP_(MAP_TYPE_##type, name, key, value, MAX_##name, flags)
-#define MAP_SOCKET_STORAGE(name, value)                                                                                \
-	MAP_("sk_storage", name, int, value, 0, BPF_F_NO_PREALLOC)
+#define MAP_SOCKET_STORAGE(name, value) MAP_("sk_storage", name, int, value, 0, BPF_F_NO_PREALLOC)
 #define MAP_TYPE_HASH "hash"
 #define MAP_TYPE_LRU_HASH "lru_hash"
 #define MAP_TYPE_ARRAY "array"

@@ -163,8 +163,7 @@ static __always_inline int translate(struct sock_call *call, struct udp_session 
 	session->generation = choice.backend->generation;
 	call->dst = session->backend;
 	*translated = 1;
-	count_connection(frontend->id, choice.id,
-			 call->hook <= HOOK_CONNECT6 ? ORIGIN_CONNECT : ORIGIN_SENDMSG);
+	count_connection(frontend->id, choice.id, call->hook <= HOOK_CONNECT6 ? ORIGIN_CONNECT : ORIGIN_SENDMSG);
 	count_reason(call->hook, choice.reused ? REASON_REUSED : REASON_TRANSLATED);
 	return SOCK_PROCEED;
 }
