@@ -110,13 +110,19 @@ class NodeParts:
 
 
 class Agent:
-    """Serves one node under one set of settings. `run` once."""
+    """Serves one node under one set of settings. `run` once.
 
-    def __init__(self, settings: Settings, parts: Parts | None = None) -> None:
+    `backoff` gives the pauses between syncs that fail, and a source's between its failures.
+    """
+
+    def __init__(
+        self, settings: Settings, parts: Parts | None = None, backoff: Callable[[], Backoff] = Backoff
+    ) -> None:
         self.settings = settings
         self._parts = parts or NodeParts(settings)
         self._worker = ThreadPoolExecutor(1, "bpfproxy-kernel")
-        self._runner = Runner(minimum=settings.min_sync_period, maximum=settings.sync_period)
+        self._backoff = backoff
+        self._runner = Runner(minimum=settings.min_sync_period, maximum=settings.sync_period, backoff=self._backoff())
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped_by: signal.Signals | None = None
@@ -196,16 +202,17 @@ class Agent:
             self._request()
 
     def _refuse(self, error: InputError) -> None:
-        self.status.counters.refused_inputs += 1
+        for line in str(error).splitlines():
+            self.status.counters.refused_inputs += 1
+            emit(log, logging.WARNING, "refused", input=line)
         self._status_changed.set()
-        emit(log, logging.WARNING, "refused", input=str(error))
 
     def _config(self) -> NodeConfig:
         return node_config(self.settings, self.settings.node, self._addresses, self._node)
 
     async def _keep(self, name: str, watch: Callable[[], Awaitable[None]]) -> None:
         """Run a source for ever: one that fails is started again, later and later."""
-        backoff = Backoff()
+        backoff = self._backoff()
         while True:
             begin = time.monotonic()
             error: Exception | None = None
@@ -294,7 +301,12 @@ class Agent:
             _notify("READY=1")
         elif not self._incomplete:
             self._incomplete = True
-            emit(log, logging.WARNING, "incomplete", message="some input is unreadable: nothing is removed until it is repaired")
+            emit(
+                log,
+                logging.WARNING,
+                "incomplete",
+                message="input is unreadable: nothing is removed until it is repaired",
+            )
 
     def _settle(self, reasons: Mapping[str, Sequence[object]]) -> None:
         """Log what went wrong (reason → keys of the rows; none: the whole sync), each kind of trouble once, and when

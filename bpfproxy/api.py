@@ -64,7 +64,9 @@ def plan_objects(objects: Iterable[Object], settings: Settings) -> Plan:
     node = store.node(settings.node)
     config = node_config(settings, settings.node, node.addresses if node else (), node)
     index = PlanIndex()
-    index.update({name: plan_service(store.service(name), store.slices(name), config) for name in store.take().services})
+    index.update(
+        {name: plan_service(store.service(name), store.slices(name), config) for name in store.take().services}
+    )
     return Plan(plan_node(config), index.plans, index.clashes)
 
 
@@ -121,7 +123,9 @@ def open_view(state_dir: Path) -> View:
     try:
         return lifecycle.open_view(state_dir)
     except PermissionError as error:
-        raise PermissionsError(f"{state_dir} cannot be read: run as root, or grant CAP_BPF and CAP_NET_ADMIN") from error
+        raise PermissionsError(
+            f"{state_dir} cannot be read: run as root, or grant CAP_BPF and CAP_NET_ADMIN"
+        ) from error
 
 
 def read_status(state_dir: Path) -> AgentStatus | None:

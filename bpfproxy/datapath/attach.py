@@ -14,7 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from bpfproxy.datapath import libbpf
+from bpfproxy.datapath import features, libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
 from bpfproxy.errors import DatapathError, PermissionsError, UnsupportedError
 
@@ -135,7 +135,10 @@ def attach(directory: Path, name: str, program: Attachable, target: Target) -> O
         directory.mkdir(parents=True, exist_ok=True)
         return _attach(directory / name, program, target)
     except PermissionError as error:
-        raise PermissionsError(f"attaching {program.name} to {target} needs CAP_BPF and CAP_NET_ADMIN") from error
+        if missing := features.missing_capabilities():
+            raise PermissionsError(f"attaching {program.name} to {target} needs {', '.join(missing)}") from error
+        reason = "a program there, or above, was attached without allowing others (BPF_F_ALLOW_MULTI)"
+        raise DatapathError(f"cannot attach {program.name} to {target}: {reason}") from error
     except OSError as error:
         message = f"cannot attach {program.name} to {target}: {error.strerror}"
         raise DatapathError(message) from error
@@ -205,9 +208,8 @@ def _attach(path: Path, program: Attachable, target: Target) -> Outcome:
 def _create(path: Path, program: Attachable, target: Target) -> None:
     with target.opened() as target_fd:
         link = lib().bpf_link_create(program.fd, target_fd, program.attach_type, ffi.NULL)
-    if link == -errno.EINVAL:
-        hook = libbpf.attach_type_name(program.attach_type)
-        raise UnsupportedError(f"cannot attach {program.name}: this kernel has no bpf_link for {hook}")
+    if link == -errno.EINVAL and not features.has_links():
+        raise UnsupportedError(f"cannot attach {program.name}: this kernel has no bpf_link (Linux 5.7)")
     libbpf.check(link, "bpf_link_create")
     try:
         libbpf.pin(link, path)

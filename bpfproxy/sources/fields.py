@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final, TypeVar
 
-from bpfproxy.model.address import Address, Network, parse_address
+from bpfproxy.model.address import ANY6, Address, Network, parse_address
 
 T = TypeVar("T")
 
@@ -48,8 +48,8 @@ def port_name(text: str | None, path: str) -> str:
 
 
 def choice(text: str | None, choices: Mapping[str, T], default: T, path: str) -> T:
-    """The value that `text` stands for."""
-    if text is None:
+    """The value that `text` stands for; `default` if it is absent or empty."""
+    if not text:
         return default
     try:
         return choices[text]
@@ -83,9 +83,9 @@ def address(text: str, path: str) -> Address:
         raise FieldError(path, f"expected an IP address, not {quoted(text)}") from None
     first = packed[0]
     if len(packed) == 4:
-        if first == 0 or first >= 224 and (first < 240 or packed == b"\xff\xff\xff\xff"):
+        if first == 0 or 224 <= first < 240 or packed == b"\xff\xff\xff\xff":
             raise FieldError(path, f"expected a unicast IP address, not {quoted(text)}")
-    elif first == 0xFF or first == 0 and (not any(packed) or packed.startswith(_MAPPED)):
+    elif first == 0xFF or packed == ANY6 or packed.startswith(_MAPPED):
         raise FieldError(path, f"expected a unicast IP address, not mapped, not {quoted(text)}")
     return packed
 

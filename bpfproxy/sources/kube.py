@@ -227,7 +227,7 @@ def _service_ports(ports: list[wire.ServicePort], kind: str) -> tuple[ServicePor
 def _endpoint_slice(raw: wire.EndpointSlice) -> EndpointSlice | None:
     meta = raw.metadata or wire.Meta()
     name = _name(meta)
-    if raw.address_type is None:
+    if not raw.address_type:
         raise FieldError("addressType", "expected IPv4, IPv6 or FQDN, not nothing")
     family = choice(raw.address_type, _ADDRESS_TYPES, None, "addressType")
     service = (meta.labels or {}).get(SERVICE_NAME_LABEL)

@@ -49,7 +49,7 @@ class NodeAddress(Struct, frozen=True):
 Kernel = dict[Key, Row]
 
 
-class Died(Exception):
+class DiedError(Exception):
     """The process was killed between two ops."""
 
 
@@ -88,11 +88,12 @@ class SimProxier:
         return rows
 
     def render_node(self, plan: NodePlan) -> dict[Key, Row]:
-        localhost = [f"localhost{family}" for family in plan.localhost_node_ports]
-        return {NodeAddress(address): True for address in (*plan.node_port_addresses, *localhost)}
+        keys = [NodeAddress(address) for address in plan.node_port_addresses]
+        keys += [NodeAddress(f"localhost{family}") for family in plan.localhost_node_ports]
+        return dict.fromkeys(keys, True)
 
     def phase(self, op: Op) -> int:
-        order = [SetName, Frontend, NodeAddress]
+        order: list[type] = [SetName, Frontend, NodeAddress]
         place = order.index(type(op.key))
         return place if op.row is not None else 10 - place
 
@@ -106,7 +107,7 @@ class SimProxier:
         for op in ops:
             if self.die_after is not None:
                 if not self.die_after:
-                    raise Died
+                    raise DiedError
                 self.die_after -= 1
             reason = self._refusal(op, failed)
             if reason:

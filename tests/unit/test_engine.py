@@ -24,7 +24,16 @@ from bpfproxy.model.service import (
 )
 from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Op
-from tests.unit.simproxier import Died, FrontendRow, Kernel, NodeAddress, SetMembers, SetName, SimProxier, assert_sound
+from tests.unit.simproxier import (
+    DiedError,
+    FrontendRow,
+    Kernel,
+    NodeAddress,
+    SetMembers,
+    SetName,
+    SimProxier,
+    assert_sound,
+)
 
 TCP = Protocol.TCP
 NODE = NodeConfig("n1", addresses=frozenset({parse_address("192.0.2.10")}))
@@ -107,7 +116,7 @@ class TestSync:
         report = world.engine.sync()
         assert world.backends(WEB_IP) == ["10.0.0.1:8080", "10.0.0.2:8080"]
         assert world.backends(DNS_IP) == ["10.0.0.3:8080"]
-        assert (report.planned, report.frontends, report.failures) == (2, {WEB_IP, DNS_IP}, ())
+        assert (report.planned, report.frontends, report.failures) == (2, frozenset({WEB_IP, DNS_IP}), ())
         assert report.ops == len(world.kernel) == 4 + 3  # the node's address and both loopbacks
         assert (report.service_events, report.endpoint_events) == (2, 2)
         assert world.engine.pending == 0
@@ -115,7 +124,7 @@ class TestSync:
     def test_one_changed_slice_is_one_planned_service_and_one_op(self, world: World) -> None:
         world.engine.update(Update((endpoints("web", "10.0.0.1"),)))
         report = world.engine.sync()
-        assert (report.planned, report.ops, report.frontends) == (1, 1, {WEB_IP})
+        assert (report.planned, report.ops, report.frontends) == (1, 1, frozenset({WEB_IP}))
         assert [type(op.key) for op in world.proxier.ops] == [SetName]
         assert world.backends(WEB_IP) == ["10.0.0.1:8080"]
 
@@ -275,7 +284,7 @@ class TestFailures:
     def test_after_an_exception_the_rows_are_read_back(self, world: World) -> None:
         world.proxier.die_after = 1
         world.engine.update(Update((endpoints("web", "10.0.0.8"), endpoints("dns", "10.0.0.9"))))
-        with pytest.raises(Died):
+        with pytest.raises(DiedError):
             world.engine.sync()
         world.proxier.die_after = None
         assert world.engine.sync().ops == 1
@@ -314,7 +323,7 @@ class TestRestart:
         world.proxier.die_after = ops
         try:
             world.engine.sync()
-        except Died:
+        except DiedError:
             assert len(world.kernel) == ops
         engine = world.boot()
         engine.update(EVERYTHING)

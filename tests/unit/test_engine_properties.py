@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
 from bpfproxy.engine import Engine
-from bpfproxy.model.event import Object, ObjectKey, Update
-from bpfproxy.model.service import EndpointSlice, ObjectName, Service
+from bpfproxy.model.event import Kind, Object, ObjectKey, Update
+from bpfproxy.model.service import EndpointSlice, Service
 from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Op
-from tests.unit.simproxier import Died, Kernel, SimProxier, assert_sound
+from tests.unit.simproxier import DiedError, Kernel, SimProxier, assert_sound
 from tests.unit.strategies import MODES, SERVICES, SLICES, nodes, services, slices
 
 
@@ -93,9 +94,8 @@ class History:
             case Restart(first):
                 self.restart(first)
             case _:
-                kind = "Service" if isinstance(event, Service) else "EndpointSlice"
-                assert isinstance(event, Service | EndpointSlice)
-                self.objects[ObjectKey(kind, event.name)] = event  # type: ignore[arg-type]
+                kind: Kind = "Service" if isinstance(event, Service) else "EndpointSlice"
+                self.objects[ObjectKey(kind, event.name)] = event
                 self.engine.update(Update((event,)))
 
     def sync(self, refused: frozenset[int] = frozenset()) -> None:
@@ -121,10 +121,8 @@ class History:
     def crash(self, ops: int) -> None:
         for proxier in self.proxiers.values():
             proxier.die_after = ops
-        try:
+        with suppress(DiedError):
             self.engine.sync()
-        except Died:
-            pass
 
     def restart(self, first: int) -> None:
         """Nothing goes before the second part is there."""
@@ -148,18 +146,19 @@ class RightBackends:
 
     def __call__(self, kernel: Kernel) -> None:
         assert_sound(kernel)
-        wanted = {}
-        for plan in self.engine._index.plans.values():
-            wanted.update(self.proxier.render(plan))
-        wanted.update(self.proxier.render_node(self.engine.node_plan))
+        wanted = self.proxier.render_node(self.engine.node_plan)
+        for name in SERVICES:
+            plan = self.engine.plan_of(name)
+            if plan is not None:
+                wanted.update(self.proxier.render(plan))
         for key, row in kernel.items():
             assert row in (self.before.get(key), wanted.get(key))
 
 
-def from_scratch(objects: Sequence[Object] | object, node: NodeConfig) -> dict[str, Kernel]:
+def from_scratch(objects: Iterable[Object], node: NodeConfig) -> dict[str, Kernel]:
     kernels: dict[str, Kernel] = {mode: {} for mode in MODES}
     engine = Engine({mode: SimProxier(mode, kernel) for mode, kernel in kernels.items()}, MODES[0], node)
-    engine.update(Update(tuple(objects), complete=True))  # type: ignore[arg-type]
+    engine.update(Update(tuple(objects), complete=True))
     engine.sync()
     return kernels
 

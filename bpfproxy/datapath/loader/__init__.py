@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from bpfproxy.config import LoaderName
-from bpfproxy.datapath import features
+from bpfproxy.datapath import bpffs, features
 from bpfproxy.datapath.loader import bcc, prebuilt
 from bpfproxy.datapath.loader.base import (
     Availability,
@@ -65,4 +65,6 @@ def load(spec: LoadSpec, loader: LoaderName = "auto") -> Loaded:
     compiler or the kernel refused the code, or a map that is pinned there has another shape.
     """
     features.require_capabilities()
+    if not bpffs.is_bpffs(spec.pin_dir):
+        raise LoadError(f"{spec.pin_dir} is no directory of a bpffs")
     return _LOADERS[choose(loader).name].load(spec)

@@ -143,6 +143,10 @@ def check_shape(path: Path, wanted: Shape) -> None:
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
 _COMPILER_ERROR: Final = re.compile(r"^(?:\S*/)?([^/\s]+:\d+:\d+): (?:fatal )?error: (.*)$", re.MULTILINE)
+_MAP_ERROR: Final = re.compile(
+    r"^could not open bpf map: (\w+), error: (.*)$|^libbpf: map '(\w+)': failed to create: (.*)\(-\d+\)$", re.MULTILINE
+)
+"""In the words of bcc and of libbpf."""
 _VERIFIED: Final = re.compile(r"^processed \d+ insns", re.MULTILINE)
 
 
@@ -152,6 +156,8 @@ def refusal(what: str, log: str, error: OSError | None = None) -> BpfproxyError:
         return UnsupportedError(f"this kernel lacks the helper bpf_{helper}, which {what} needs")
     if match := _COMPILER_ERROR.search(log):
         return LoadError(f"{what} does not compile: {match[1]}: {match[2]}", log)
+    if match := _MAP_ERROR.search(log):
+        return LoadError(f"map {match[1] or match[3]} cannot be made: {match[2] or match[4]}", log)
     reason = _verifier_reason(log)
     if isinstance(error, PermissionError) and not reason:
         return PermissionsError(f"{what} may not be loaded: CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are needed")

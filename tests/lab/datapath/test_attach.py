@@ -8,8 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import cffi
 import pytest
 
 from bpfproxy.datapath import attach, libbpf
@@ -183,3 +184,14 @@ def test_errors(links: Path, group: Path, verdicts: Verdicts, tmp_path: Path) ->
     with pytest.raises(DatapathError, match="cannot attach test_1"):
         attach.attach(links, "c4", verdicts(1), CgroupTarget(tmp_path))
     assert attach.links(links) == []
+
+
+def test_an_exclusive_program_is_said(links: Path, group: Path, verdicts: Verdicts) -> None:
+    other = cffi.FFI()
+    other.cdef("int bpf_prog_attach(int, int, int, unsigned int);")
+    library: Any = other.dlopen("libbpf.so.1")
+    program = verdicts(1)
+    with CgroupTarget(group).opened() as fd:
+        assert library.bpf_prog_attach(program.fd, fd, program.attach_type, 0) == 0
+    with pytest.raises(DatapathError, match="was attached without allowing others"):
+        attach.attach(links, "c4", program, CgroupTarget(group))

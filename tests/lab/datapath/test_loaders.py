@@ -174,6 +174,16 @@ def test_after_a_refusal_the_repaired_program_loads(
     loader.load(specs(), name).close()
 
 
+def test_a_map_that_cannot_be_made_is_named(specs: Specs, name: LoaderName) -> None:
+    with pytest.raises(LoadError, match=r"^map affinities cannot be made: Argument list too long$"):
+        loader.load(specs(affinities=1 << 31), name)
+
+
+def test_maps_have_to_be_pinned_on_a_bpffs(specs: Specs, tmp_path: Path, name: LoaderName) -> None:
+    with pytest.raises(LoadError, match="is no directory of a bpffs"):
+        loader.load(replace(specs(), pin_dir=tmp_path), name)
+
+
 def test_constants_reach_the_programs(specs: Specs, trees: Trees, name: LoaderName) -> None:
     # A program with a constant of its own kind: it only loads if the verifier sees that the bad branch is dead.
     trees(

@@ -1,0 +1,152 @@
+"""`bpfproxy service`, `backend` and `stats`: what a running node's maps hold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from bpfproxy import api
+from bpfproxy.cli import output
+from bpfproxy.cli.options import output_option, settings_options
+from bpfproxy.config import Settings
+from bpfproxy.errors import BpfproxyError, InputError
+
+if TYPE_CHECKING:
+    from bpfproxy.proxiers.ebpf.view import FrontendView
+
+
+def _names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """For the shell: names of Services on this node."""
+    try:
+        frontends = api.open_view(context.params.get("state_dir") or Settings().state_dir).frontends()
+    except (BpfproxyError, OSError):
+        return []
+    return sorted({view.service for view in frontends if view.service.startswith(incomplete)})
+
+
+def _address(view: FrontendView) -> str:
+    address = f"[{view.address}]" if ":" in view.address else view.address
+    family = f" v{view.family}" if view.address == "*" else ""
+    return f"{address}:{view.port}/{view.protocol}{family}"
+
+
+def _connections(view: FrontendView) -> int:
+    return sum(view.connections.values())
+
+
+@click.group()
+def service() -> None:
+    """The Services that a running node answers for."""
+
+
+@service.command("list")
+@settings_options("state_dir")
+@output_option
+def list_services(settings: Settings, as_json: bool) -> None:
+    """List all frontends."""
+    frontends = api.open_view(settings.state_dir).frontends()
+    if as_json:
+        output.write_json(frontends)
+        return
+    rows = [
+        (
+            view.service,
+            view.port_name,
+            view.kind,
+            _address(view),
+            view.scope,
+            view.scheduler,
+            len(view.backends),
+            _connections(view),
+        )
+        for view in frontends
+    ]
+    headers = ("service", "port", "kind", "frontend", "clients", "scheduler", "backends", "connections")
+    output.write_table(headers, rows)
+
+
+@service.command()
+@click.argument("name", shell_complete=_names)
+@settings_options("state_dir")
+@output_option
+def show(name: str, settings: Settings, as_json: bool) -> None:
+    """Show the Service NAME (NAMESPACE/NAME, or NAME in 'default') with its backends and counters."""
+    wanted = name if "/" in name else f"default/{name}"
+    found = [view for view in api.open_view(settings.state_dir).frontends() if view.service == wanted]
+    if not found:
+        raise InputError(f"Service {wanted}: not on this node")
+    if as_json:
+        output.write_json(found)
+        return
+    for view in found:
+        facts = {
+            "service": f"{view.service}{':' + view.port_name if view.port_name else ''}",
+            "clients": view.scope,
+            "scheduler": view.scheduler,
+            "affinity": f"{view.affinity_timeout} s" if view.affinity_timeout else "none",
+            "masquerade": view.masquerade,
+            "backends": f"{', '.join(view.backends)} ({view.pool})" if view.backends else f"none: {view.on_empty}",
+            "draining": ", ".join(view.draining),
+            "connections": ", ".join(f"{count} by {origin}" for origin, count in view.connections.items()),
+        }
+        lines = [f"{view.kind} {_address(view)}", *(f"  {key:<12} {text}" for key, text in facts.items() if text)]
+        output.write("\n".join(lines) + "\n")
+
+
+@click.group()
+def backend() -> None:
+    """The translation targets of a running node."""
+
+
+@backend.command("list")
+@settings_options("state_dir")
+@output_option
+def list_backends(settings: Settings, as_json: bool) -> None:
+    """List all backends."""
+    backends = api.open_view(settings.state_dir).backends()
+    if as_json:
+        output.write_json(backends)
+        return
+    rows = [
+        (
+            view.id,
+            f"[{view.address}]:{view.port}" if ":" in view.address else f"{view.address}:{view.port}",
+            view.protocol,
+            "local" if view.local else "remote",
+            view.sets,
+            view.connections,
+        )
+        for view in backends
+    ]
+    output.write_table(("id", "backend", "protocol", "place", "sets", "connections"), rows)
+
+
+@click.command()
+@settings_options("state_dir")
+@output_option
+def stats(settings: Settings, as_json: bool) -> None:
+    """Print counters by hook and reason, how full the maps are, and the state of the agent."""
+    node = api.open_view(settings.state_dir).node()
+    agent = api.read_status(settings.state_dir)
+    if as_json:
+        output.write_json({**output.plain(node), "agent": agent})
+        return
+    counts = [(hook, reason, count) for hook, reasons in node.metrics.items() for reason, count in reasons.items()]
+    output.write_table(("hook", "reason", "count"), counts, "Events")
+    used = {"frontends": node.frontends, "sets": node.sets, "backends": node.backends, "connections": node.connections}
+    output.write_table(("what", "count"), list(used.items()), "Tables")
+    output.write_table(("map", "rows at most"), list(node.map_sizes.items()), "Map sizes")
+    if agent is not None:
+        facts: list[tuple[str, object]] = [
+            ("process", agent.pid or "ended"),
+            ("node", agent.node),
+            ("started", agent.started),
+            ("ready", "yes" if agent.ready else "no"),
+            ("last sync", f"{agent.last_sync or 'none'}, {agent.last_sync_seconds * 1000:.1f} ms"),
+            ("services", agent.services),
+            ("pending rows", agent.pending_rows),
+            *((name.replace("_", " "), count) for name, count in output.plain(agent.counters).items()),
+            *(("clash", text) for text in agent.clashes),
+        ]
+        output.write_table(("agent", ""), facts, "Agent")

@@ -1,0 +1,55 @@
+"""`bpfproxy check` and `bpfproxy cleanup`."""
+
+from __future__ import annotations
+
+import click
+
+from bpfproxy import api
+from bpfproxy.cli import output
+from bpfproxy.cli.options import output_option, settings_options
+from bpfproxy.config import Settings
+from bpfproxy.errors import UnsupportedError
+
+
+@click.command()
+@settings_options("state_dir", "cgroup", "loader")
+@output_option
+def check(settings: Settings, as_json: bool) -> None:
+    """Print what this kernel and machine offer, what would be used, and what follows. Changes nothing.
+
+    Exit status 6 if the agent cannot run here.
+    """
+    findings = api.check(settings)
+    if as_json:
+        output.write_json(findings)
+    else:
+        rows = [
+            (
+                finding.name,
+                "yes" if finding.available else "NO" if finding.required else "no",
+                finding.detail,
+                "" if finding.available else finding.consequence,
+            )
+            for finding in findings
+        ]
+        output.write_table(("what", "there", "found", "without it"), rows)
+    missing = [finding.name for finding in findings if finding.required and not finding.available]
+    if missing:
+        raise UnsupportedError(f"the agent cannot run here: {', '.join(missing)} missing")
+
+
+@click.command()
+@settings_options("state_dir")
+@output_option
+def cleanup(settings: Settings, as_json: bool) -> None:
+    """Remove every trace of the datapath: links, maps, pins, the mount and the state directory.
+
+    A second run finds nothing. Refused while an agent runs.
+    """
+    removed = api.cleanup(settings.state_dir)
+    if as_json:
+        output.write_json(removed)
+    elif removed:
+        output.write("".join(f"removed {what}\n" for what in removed))
+    else:
+        click.echo(f"nothing to remove under {settings.state_dir}", err=True)
