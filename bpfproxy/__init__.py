@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         RenderedRow,
         check,
         cleanup,
+        open_engine,
         open_view,
         plan_manifests,
         plan_objects,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     )
     from bpfproxy.config import Settings
     from bpfproxy.errors import BpfproxyError
-    from bpfproxy.sources import load_manifests
+    from bpfproxy.sources.files import load_manifests
 
     __version__: str
 
@@ -40,6 +41,7 @@ __all__ = [
     "check",
     "cleanup",
     "load_manifests",
+    "open_engine",
     "open_view",
     "plan_manifests",
     "plan_objects",

@@ -8,7 +8,8 @@ Functions that only compute need neither a kernel nor root. All raise the errors
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,8 +22,8 @@ from bpfproxy.model.event import Object, Update
 from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePlan
 from bpfproxy.model.service import ObjectName
 from bpfproxy.plan import Clash, PlanIndex, node_config, plan_node, plan_service
-from bpfproxy.proxiers.base import Key, Renderer, Row
-from bpfproxy.sources import load_manifests
+from bpfproxy.proxiers.base import Key, Proxier, Renderer, Row
+from bpfproxy.sources.files import load_manifests
 from bpfproxy.status import AgentStatus
 from bpfproxy.store import Store
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import signal
 
     from bpfproxy.datapath.probe import Finding
+    from bpfproxy.engine import Engine
     from bpfproxy.proxiers.ebpf.view import View
 
 
@@ -107,6 +109,28 @@ def run(settings: Settings) -> signal.Signals | None:
     import asyncio
 
     return asyncio.run(serve(settings))
+
+
+@contextlib.contextmanager
+def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda proxier: proxier) -> Iterator[Engine]:
+    """The engine of a node without an agent, for a program that is its own source: give it objects by `update`, then
+    `sync`. Nothing is attached before the first sync; the datapath stays in place afterwards.
+
+    What `wrap` makes of a proxier is what the engine sees. Raises AlreadyRunningError, PermissionsError,
+    UnsupportedError, DatapathError.
+    """
+    from bpfproxy.agent import NodeParts
+    from bpfproxy.engine import Engine
+
+    parts = NodeParts(settings)
+    with parts.lock(), contextlib.ExitStack() as stack:
+        proxiers = parts.open_proxiers()
+        for proxier in proxiers.values():
+            stack.callback(proxier.close)
+        config = node_config(settings, settings.node, parts.node_addresses())
+        engine = Engine({mode: wrap(proxier) for mode, proxier in proxiers.items()}, settings.proxy_mode, config)
+        engine.start()
+        yield engine
 
 
 def check(settings: Settings) -> list[Finding]:

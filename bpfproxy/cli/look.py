@@ -37,7 +37,7 @@ def _connections(view: FrontendView) -> int:
 
 @click.group()
 def service() -> None:
-    """The Services that a running node answers for."""
+    """Services that a running node answers for."""
 
 
 @service.command("list")
@@ -96,7 +96,7 @@ def show(name: str, settings: Settings, as_json: bool) -> None:
 
 @click.group()
 def backend() -> None:
-    """The translation targets of a running node."""
+    """Translation targets of a running node."""
 
 
 @backend.command("list")
@@ -122,7 +122,7 @@ def list_backends(settings: Settings, as_json: bool) -> None:
     output.write_table(("id", "backend", "protocol", "place", "sets", "connections"), rows)
 
 
-@click.command()
+@click.command(short_help="Print counters of a running node.")
 @settings_options("state_dir")
 @output_option
 def stats(settings: Settings, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from bpfproxy.config import Settings
 from bpfproxy.errors import UnsupportedError
 
 
-@click.command()
+@click.command(short_help="Print what this machine offers.")
 @settings_options("state_dir", "cgroup", "loader")
 @output_option
 def check(settings: Settings, as_json: bool) -> None:
@@ -38,7 +38,7 @@ def check(settings: Settings, as_json: bool) -> None:
         raise UnsupportedError(f"the agent cannot run here: {', '.join(missing)} missing")
 
 
-@click.command()
+@click.command(short_help="Remove every trace of the datapath.")
 @settings_options("state_dir")
 @output_option
 def cleanup(settings: Settings, as_json: bool) -> None:

@@ -101,7 +101,7 @@ def _warn(plan: api.Plan) -> None:
         click.echo(f"warning: {clash}", err=True)
 
 
-@click.command()
+@click.command(short_help="Print the frontends of manifests.")
 @settings_options(*_PLAN_SETTINGS)
 @output_option
 def plan(settings: Settings, as_json: bool) -> None:
@@ -140,7 +140,7 @@ def plan(settings: Settings, as_json: bool) -> None:
     _warn(found)
 
 
-@click.command()
+@click.command(short_help="Print the rows of a proxier for manifests.")
 @settings_options(*_PLAN_SETTINGS, "proxy_mode", "scheduler")
 @output_option
 def render(settings: Settings, as_json: bool) -> None:

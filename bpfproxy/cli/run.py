@@ -11,7 +11,7 @@ from bpfproxy.cli.options import settings_options
 from bpfproxy.config import Settings
 
 
-@click.command()
+@click.command(short_help="Run the node agent.")
 @settings_options()
 def run(settings: Settings) -> int:
     """Run the node agent until SIGTERM or SIGINT; the datapath stays in place.

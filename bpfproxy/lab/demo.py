@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bpfproxy.api import open_view
 from bpfproxy.lab import remains
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import SPOTS, Family
-from bpfproxy.lab.node import Agent, LoaderName
+from bpfproxy.lab.node import LoaderName, translations
 from bpfproxy.lab.place import PROJECT, Flow, Outcome, Protocol
 
 EXAMPLES = PROJECT / "examples"
@@ -51,7 +52,7 @@ class Result:
 
     trip: Trip
     outcomes: list[Outcome]
-    hooks: dict[str, int]
+    hooks: Counter[str]
     """Translations by hook, as the datapath counted them."""
     answered: list[Outcome] = field(init=False)
     """Answered, by a server that the client knows under the frontend's address."""
@@ -116,24 +117,17 @@ def _trip(service: Object, port: Object, protocol: Protocol, kind: str, client: 
     return Trip(name, kind, client, protocol, (address, number))
 
 
-def travel(lab: Lab, trip: Trip, counted: dict[str, Counter[str]]) -> Result:
-    """Send the requests of a trip. `counted` holds each node's counters so far and is brought up to date."""
+def travel(lab: Lab, trip: Trip, counters: Callable[[], Counter[str]]) -> Result:
+    """Send the requests of a trip. `counters` reads how often the hooks of the client's node have translated."""
+    before = counters()
     outcomes = lab.places[trip.client].request(Flow(trip.protocol, trip.to), sockets=SOCKETS)
-    node = SPOTS[trip.client].node
-    now = translations(lab.agents[node])
-    hooks = dict(now - counted[node])
-    counted[node] = now
-    return Result(trip, outcomes, hooks)
+    return Result(trip, outcomes, counters() - before)
 
 
-def translations(agent: Agent) -> Counter[str]:
-    """How often each hook of a node has translated an address."""
-    metrics = agent.look("stats")["metrics"]
-    return Counter({hook: _translated(reasons) for hook, reasons in metrics.items()})
-
-
-def _translated(reasons: dict[str, int]) -> int:
-    return reasons.get("translated", 0) + reasons.get("reused", 0)
+def counters_of(state_dir: Path) -> Callable[[], Counter[str]]:
+    """A reader of the datapath's own counters."""
+    view = open_view(state_dir)
+    return lambda: translations(view.node().metrics)
 
 
 def table(results: Iterable[Result]) -> Table:
@@ -191,14 +185,14 @@ def run(console: Console) -> list[Result]:
             lab.agent(node, manifests=EXAMPLES, loader=loader).start()
             say(f"agent of {node} serves {EXAMPLES.name}/ (loader {loader})")
         wanted = list(trips(documents(EXAMPLES)))
-        counted = {node: translations(lab.agents[node]) for node in LOADERS}
+        counters = {node: counters_of(lab.agents[node].state) for node in LOADERS}
         results = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("", total=len(wanted))
             for trip in wanted:
                 progress.update(task, description=f"{trip.client} → {trip.service} by {trip.kind}, {trip.protocol}")
-                results.append(travel(lab, trip, counted))
+                results.append(travel(lab, trip, counters[SPOTS[trip.client].node]))
                 progress.advance(task)
         say(f"{len(results)} kinds of traffic sent")
     say("lab removed")

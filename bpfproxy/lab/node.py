@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,11 @@ from bpfproxy.lab.wait import wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
 READY = re.compile(r"\bevent=ready\b")
+
+
+def translations(metrics: Mapping[str, Mapping[str, int]]) -> Counter[str]:
+    """How often each hook has translated an address, of the metrics that `bpfproxy stats` shows."""
+    return Counter({hook: counts.get("translated", 0) + counts.get("reused", 0) for hook, counts in metrics.items()})
 
 
 class AgentError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Final, cast, get_args
+from typing import Final, get_args
 
 import msgspec
 from msgspec import Struct
@@ -158,11 +158,10 @@ def _entries(body: object, place: str, kind: str, api_version: str) -> Iterator[
     elif kind in _LISTS:
         yield from _items(body, place, kind, api_version if kind != "List" else "")
     elif kind in KINDS:
-        known = cast(Kind, kind)
-        expected = KINDS[known].api_version
+        expected = KINDS[kind].api_version
         title = header.title(kind)
         if api_version == expected:
-            yield Document(place, title, known, body)
+            yield Document(place, title, kind, body)
         elif api_version.rpartition("/")[0] == expected.rpartition("/")[0]:
             found = quoted(api_version) if api_version else "nothing"
             yield Fault(f"{place}: {title}: apiVersion: expected {expected}, not {found}")

@@ -18,7 +18,7 @@ _SHOWN: Final = 60
 
 
 class FieldError(ValueError):
-    """A field that cannot be accepted: its path (`spec.ports[0].port`; empty: the whole object) and what was expected."""
+    """A field that cannot be accepted: its path (`spec.ports[0].port`; empty: the whole object), what was expected."""
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}" if path else message)

@@ -30,14 +30,14 @@ class Ledger:
     def __init__(self) -> None:
         self.in_force: dict[str, Manifest] = {}
         self._owners: dict[Claim, str] = {}
-        self._waiting: dict[str, Manifest] = {}
+        self.waiting: dict[str, Manifest] = {}
 
     def settle(self, fresh: Mapping[str, Manifest | None], refused: Collection[str] = ()) -> Settled:
         """Take in new contents: a file's manifest, or None for a file that is gone. `refused` are paths whose new
         content cannot be read: what they have in force stays."""
         for path in refused:
-            self._waiting.pop(path, None)
-        waiting: dict[str, Manifest | None] = {**self._waiting, **fresh}
+            self.waiting.pop(path, None)
+        waiting: dict[str, Manifest | None] = {**self.waiting, **fresh}
         changes: dict[ObjectKey, Object | None] = {}
         clashes: dict[str, list[str]] = {}
         while waiting:
@@ -46,7 +46,7 @@ class Ledger:
                 break
             changes |= self._advance(movers)
             waiting = {path: waiting[path] for path in clashes}
-        self._waiting = {path: manifest for path, manifest in waiting.items() if manifest is not None}
+        self.waiting = {path: manifest for path, manifest in waiting.items() if manifest is not None}
         return Settled(
             objects=tuple(item for item in changes.values() if item is not None),
             removed=tuple(key for key, item in changes.items() if item is None),
@@ -109,7 +109,5 @@ class Ledger:
                 after |= manifest.objects
                 self.in_force[path] = manifest
                 self._owners.update(dict.fromkeys(manifest.claims, path))
-        changes: dict[ObjectKey, Object | None] = {
-            key: item for key, item in after.items() if before.get(key) != item
-        }
-        return changes | {key: None for key in before.keys() - after.keys()}
+        changes: dict[ObjectKey, Object | None] = {key: item for key, item in after.items() if before.get(key) != item}
+        return changes | dict.fromkeys(before.keys() - after.keys())

@@ -22,7 +22,7 @@ Claim = Hashable
 """What only one object may have: an `ObjectKey`, a (nodePort, Protocol), a packed ClusterIP."""
 
 
-class InputErrors(InputError):
+class ManifestError(InputError):
     """Several faults, each an `InputError` of its own; the text has one line for each."""
 
     def __init__(self, errors: list[InputError]) -> None:
@@ -33,7 +33,7 @@ class InputErrors(InputError):
 def input_error(faults: list[str]) -> InputError:
     """One error for `faults`, of which there is at least one."""
     errors = [InputError(fault) for fault in faults]
-    return errors[0] if len(errors) == 1 else InputErrors(errors)
+    return errors[0] if len(errors) == 1 else ManifestError(errors)
 
 
 class Manifest(Struct, frozen=True):

@@ -180,10 +180,10 @@ class _Builder:
         key = parent.key
         parent.key = None
         if key == "<<":
-            others = value if isinstance(value, list) else [value]
-            if not all(isinstance(other, dict) for other in others):
-                raise _error(event, "expected a mapping, or a list of them, to merge")
-            parent.merged.extend(others)
+            for other in value if isinstance(value, list) else [value]:
+                if not isinstance(other, dict):
+                    raise _error(event, "expected a mapping, or a list of them, to merge")
+                parent.merged.append(other)
         elif key is not None:
             parent.node[key] = value
 

@@ -12,6 +12,7 @@ from bpfproxy.lab import manifests
 from bpfproxy.lab.cases import Endpoint, Port, Service, Talk
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import SPOTS, Family
+from bpfproxy.lab.node import translations
 from bpfproxy.lab.place import Flow, Outcome
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
@@ -62,8 +63,7 @@ def place_of(outcome: Outcome) -> str:
 
 
 def hook_counts(lab: Lab) -> Counter[str]:
-    metrics = lab.agents["node1"].look("stats")["metrics"]
-    return Counter({hook: counts.get("translated", 0) + counts.get("reused", 0) for hook, counts in metrics.items()})
+    return translations(lab.agents["node1"].look("stats")["metrics"])
 
 
 # Without a name for the sender, recvmsg has nothing to translate, so a server's sockets do not count.

@@ -13,7 +13,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -31,6 +31,7 @@ from bpfproxy.runner import Backoff, Runner
 from tests.unit.simproxier import NodeAddress, SimProxier
 
 DEADLINE = 10.0
+T = TypeVar("T")
 
 
 def service(name: str, ip: str, **more: Any) -> Service:
@@ -72,14 +73,34 @@ class Events(logging.Handler):
         return sum(fields.get("event") == event for fields in self.past)
 
 
+class Voice(Generic[T]):
+    """A source that says what a test puts into its queue."""
+
+    def __init__(
+        self, queue: asyncio.Queue[T | Exception], refused: Callable[[InputError], None] | None = None
+    ) -> None:
+        self.queue = queue
+        self.refused = refused
+
+    async def run(self, sink: Callable[[T], None]) -> None:
+        while True:
+            item = await self.queue.get()
+            if isinstance(item, InputError) and self.refused:
+                self.refused(item)
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                sink(item)
+
+
 class World:
     """The parts of an agent: one simulated proxier, and sources that a test speaks through."""
 
     def __init__(self, state_dir: Path) -> None:
         self.settings = Settings(state_dir=state_dir, node_name="n1", min_sync_period=0.0)
         self.proxier = SimProxier("ebpf", {})
-        self.objects: asyncio.Queue[Update | Exception | InputError] = asyncio.Queue()
-        self.addresses: asyncio.Queue[Iterable[Address]] = asyncio.Queue()
+        self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
+        self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
         self.closed = False
         self.cannot_open: Exception | None = None
 
@@ -94,25 +115,17 @@ class World:
     def node_addresses(self) -> Iterable[Address]:
         return [HERE]
 
-    async def watch_objects(self, sink: Callable[[Update], None], refused: Callable[[InputError], None]) -> None:
-        while True:
-            item = await self.objects.get()
-            if isinstance(item, InputError):
-                refused(item)
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                sink(item)
+    def object_source(self, refused: Callable[[InputError], None]) -> Voice[Update]:
+        return Voice(self.objects, refused)
 
-    async def watch_addresses(self, sink: Callable[[Iterable[Address]], None]) -> None:
-        while True:
-            sink(await self.addresses.get())
+    def address_source(self) -> Voice[frozenset[Address]]:
+        return Voice(self.addresses)
 
     def say(self, *objects: Service | Node, removed: tuple[ObjectKey, ...] = (), complete: bool = True) -> None:
         self.objects.put_nowait(Update(tuple(objects), removed, complete))
 
     @contextlib.asynccontextmanager
-    async def running(self, **settings: Any) -> AsyncIterator[tuple[Agent, Events]]:
+    async def running(self) -> AsyncIterator[tuple[Agent, Events]]:
         """An agent at work; it is stopped at the end."""
         events, logger = Events(), logging.getLogger("bpfproxy")
         level = logger.level
@@ -191,7 +204,7 @@ class TestServing:
             async with world.running() as (_, events):
                 world.say(Node("n1", zone="z1", addresses=(HERE,)), Node("n2", zone="z2"))
                 await events.next("ready")
-                world.addresses.put_nowait([HERE, LATER])
+                world.addresses.put_nowait(frozenset({HERE, LATER}))
                 await events.next("sync", ops="1")
                 assert NodeAddress(LATER) in world.proxier.kernel
 
@@ -234,8 +247,9 @@ class TestTrouble:
 
             def refuse(op: Op) -> bool:
                 nonlocal refusals
-                refusals += op.key == WEB_IP
-                return op.key == WEB_IP
+                refused = bool(op.key == WEB_IP)
+                refusals += refused
+                return refused
 
             world.proxier.refuses = refuse
             async with world.running() as (agent, events):
@@ -265,7 +279,6 @@ class TestTrouble:
                 await events.next("recovered")
                 assert WEB_IP in world.proxier.kernel
                 assert agent.status.counters.failed_syncs >= 1
-                await asyncio.sleep(0)
                 assert events.count("sync_failed") == 1
 
         asyncio.run(story())
@@ -435,7 +448,8 @@ class TestRunner:
         runner.end(ok=True)
         assert runner.delay() == 0.0
 
-    def test_failures_are_tried_again_later_and_later(self, runner: Runner, clock: Clock) -> None:
+    def test_failures_are_tried_again_later_and_later(self, clock: Clock) -> None:
+        runner = Runner(minimum=2.0, maximum=300.0, backoff=Backoff(4.0, 10.0), clock=clock)
         pauses = []
         runner.request()
         for _ in range(4):

@@ -44,7 +44,7 @@ def test_an_error_keeps_the_last_good_build(root: Path, capfd: pytest.CaptureFix
     hatch_build.build(root)
     before = results(root)
     (root / "bpf/user.c").write_text("int number(void) { return missing; }\n")
-    with pytest.raises(hatch_build.BuildError, match="bpf/user.c"):
+    with pytest.raises(hatch_build.BuildError, match=r"bpf/user\.c"):
         hatch_build.build(root)
     assert "missing" in capfd.readouterr().err
     assert results(root) == before

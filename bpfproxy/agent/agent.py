@@ -1,4 +1,4 @@
-"""The node agent: sources → engine → proxiers, until it is told to stop.
+"""Serves one node: what the sources say goes to the engine, and what fails is told and tried again.
 
 One asyncio loop holds the sources and the clock; everything that may block in the kernel runs in one worker thread,
 which alone touches the engine and the proxiers.
@@ -13,18 +13,19 @@ import logging
 import os
 import re
 import signal
-import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 import bpfproxy
 from bpfproxy import status
+from bpfproxy.agent import process
+from bpfproxy.agent.parts import NodeParts, Parts, Source
 from bpfproxy.config import Settings
 from bpfproxy.engine import Engine, SyncReport
 from bpfproxy.errors import BpfproxyError, InputError
@@ -38,7 +39,6 @@ from bpfproxy.runner import Backoff, Runner
 
 log = logging.getLogger(__name__)
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _STATUS_PERIOD: Final = 1.0
 """Least time between two writes of the status file, seconds."""
 _SOURCE_IS_WELL: Final = 60.0
@@ -46,67 +46,6 @@ _SOURCE_IS_WELL: Final = 60.0
 _NUMBER: Final = re.compile(r"\d+")
 
 T = TypeVar("T")
-
-
-class Parts(Protocol):
-    """What an agent is put together from."""
-
-    def lock(self) -> contextlib.AbstractContextManager[object]:
-        """Held while the agent runs. Raises AlreadyRunningError."""
-        ...
-
-    def open_proxiers(self) -> Mapping[str, base.Proxier]:
-        """By mode; called in the worker thread."""
-        ...
-
-    def node_addresses(self) -> Iterable[Address]:
-        """On the node's interfaces, now."""
-        ...
-
-    async def watch_objects(self, sink: Callable[[Update], None], refused: Callable[[InputError], None]) -> None:
-        """Never returns: tells `sink` of all objects and of each change, `refused` of what cannot be accepted."""
-        ...
-
-    async def watch_addresses(self, sink: Callable[[Iterable[Address]], None]) -> None:
-        """Never returns: tells `sink` of each change of the node's addresses."""
-        ...
-
-
-class NodeParts:
-    """The real parts: manifest files, netlink, and the proxiers of this kernel."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def lock(self) -> contextlib.AbstractContextManager[object]:
-        """See `Parts.lock`."""
-        from bpfproxy.proxiers.ebpf import lifecycle
-
-        return lifecycle.lock(self._settings.state_dir)
-
-    def open_proxiers(self) -> Mapping[str, base.Proxier]:
-        """See `Parts.open_proxiers`."""
-        from bpfproxy.proxiers.ebpf import lifecycle
-
-        return {"ebpf": lifecycle.open_proxier(self._settings)}
-
-    def node_addresses(self) -> Iterable[Address]:
-        """See `Parts.node_addresses`."""
-        from bpfproxy.sources.addresses import node_addresses
-
-        return node_addresses()
-
-    async def watch_objects(self, sink: Callable[[Update], None], refused: Callable[[InputError], None]) -> None:
-        """See `Parts.watch_objects`."""
-        from bpfproxy.sources.files import FilesSource
-
-        await FilesSource(self._settings.manifests, refused).run(sink)
-
-    async def watch_addresses(self, sink: Callable[[Iterable[Address]], None]) -> None:
-        """See `Parts.watch_addresses`."""
-        from bpfproxy.sources.addresses import AddressSource
-
-        await AddressSource().run(sink)
 
 
 class Agent:
@@ -146,6 +85,10 @@ class Agent:
         """Make `run` return soon; the datapath stays in place. For the loop's thread."""
         self._stopping.set()
 
+    def _interrupted(self, number: signal.Signals) -> None:
+        self._stopped_by = number
+        self.stop()
+
     async def run(self) -> signal.Signals | None:
         """Run until `stop`, SIGTERM or SIGINT, and return the signal.
 
@@ -153,7 +96,7 @@ class Agent:
         start; later, failures are logged and tried again.
         """
         self._config()  # bad settings, before anything is touched
-        with self._parts.lock(), self._worker, self._signals():
+        with self._parts.lock(), self._worker, process.signals(self._interrupted):
             proxiers = await self._in_worker(self._parts.open_proxiers)
             try:
                 await self._serve(proxiers)
@@ -171,15 +114,16 @@ class Agent:
         engine = Engine(proxiers, self.settings.proxy_mode, self._config())
         await self._in_worker(engine.start)
         emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
+        objects = self._parts.object_source(self._refuse)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._sync_forever(engine)),
-                group.create_task(self._keep("objects", partial(self._parts.watch_objects, self._take, self._refuse))),
-                group.create_task(self._keep("addresses", partial(self._parts.watch_addresses, self._take_addresses))),
+                group.create_task(self._keep("objects", objects, self._take)),
+                group.create_task(self._keep("addresses", self._parts.address_source(), self._take_addresses)),
                 group.create_task(self._write_status_forever()),
             ]
             await self._stopping.wait()
-            _notify("STOPPING=1")
+            process.notify("STOPPING=1")
             for task in tasks:
                 task.cancel()
 
@@ -195,10 +139,9 @@ class Agent:
         self._updates.append(update)
         self._request()
 
-    def _take_addresses(self, addresses: Iterable[Address]) -> None:
-        fresh = frozenset(addresses)
-        if fresh != self._addresses:
-            self._addresses, self._node_changed = fresh, True
+    def _take_addresses(self, addresses: frozenset[Address]) -> None:
+        if addresses != self._addresses:
+            self._addresses, self._node_changed = addresses, True
             self._request()
 
     def _refuse(self, error: InputError) -> None:
@@ -210,14 +153,14 @@ class Agent:
     def _config(self) -> NodeConfig:
         return node_config(self.settings, self.settings.node, self._addresses, self._node)
 
-    async def _keep(self, name: str, watch: Callable[[], Awaitable[None]]) -> None:
+    async def _keep(self, name: str, source: Source[T], sink: Callable[[T], None]) -> None:
         """Run a source for ever: one that fails is started again, later and later."""
         backoff = self._backoff()
         while True:
             begin = time.monotonic()
             error: Exception | None = None
             try:
-                await watch()
+                await source.run(sink)
             except Exception as caught:
                 error = caught
             if time.monotonic() - begin > _SOURCE_IS_WELL:
@@ -298,7 +241,7 @@ class Agent:
             gc.collect()
             gc.freeze()  # what was loaded stays: later collections need not walk it
             emit(log, logging.INFO, "ready", services=self.status.services, frontends=len(engine.frontends()))
-            _notify("READY=1")
+            process.notify("READY=1")
         elif not self._incomplete:
             self._incomplete = True
             emit(
@@ -328,23 +271,6 @@ class Agent:
 
     async def _in_worker(self, job: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, job)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-
-        def received(number: signal.Signals) -> None:
-            self._stopped_by = number
-            loop.remove_signal_handler(number)  # a second one ends the process
-            self.stop()
-
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, received, number)
-        try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
 
     async def _write_status_forever(self) -> None:
         while True:
@@ -379,14 +305,3 @@ def _describe(error: BaseException | None) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, if it started us (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-        channel.sendto(state.encode(), address)

@@ -1,0 +1,84 @@
+"""What an agent is put together from: lock, proxiers, sources. The real ones are loaded when they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from bpfproxy.config import Settings
+from bpfproxy.errors import InputError
+from bpfproxy.model.address import Address
+from bpfproxy.model.event import Update
+from bpfproxy.proxiers.base import Proxier
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Source(Protocol[Item]):
+    """See `sources.base`."""
+
+    async def run(self, sink: Callable[[Item], None]) -> None:
+        """Call `sink` with all that there is, then with each change, until cancelled."""
+        ...
+
+
+class Parts(Protocol):
+    """What an agent is put together from."""
+
+    def lock(self) -> AbstractContextManager[object]:
+        """Held while the agent runs. Raises AlreadyRunningError."""
+        ...
+
+    def open_proxiers(self) -> Mapping[str, Proxier]:
+        """By mode; called in the worker thread."""
+        ...
+
+    def node_addresses(self) -> Iterable[Address]:
+        """On the node's interfaces, now."""
+        ...
+
+    def object_source(self, refused: Callable[[InputError], None]) -> Source[Update]:
+        """Delivers objects, and tells `refused` of what cannot be accepted. `run` again goes on where it stood."""
+        ...
+
+    def address_source(self) -> Source[frozenset[Address]]:
+        """Delivers the node's addresses whenever they change."""
+        ...
+
+
+class NodeParts:
+    """The real parts: manifest files, netlink, and the proxiers of this kernel."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def lock(self) -> AbstractContextManager[object]:
+        """See `Parts.lock`."""
+        from bpfproxy.proxiers.ebpf import lifecycle
+
+        return lifecycle.lock(self._settings.state_dir)
+
+    def open_proxiers(self) -> Mapping[str, Proxier]:
+        """See `Parts.open_proxiers`."""
+        from bpfproxy.proxiers.ebpf import lifecycle
+
+        return {"ebpf": lifecycle.open_proxier(self._settings)}
+
+    def node_addresses(self) -> Iterable[Address]:
+        """See `Parts.node_addresses`."""
+        from bpfproxy.sources.addresses import node_addresses
+
+        return node_addresses()
+
+    def object_source(self, refused: Callable[[InputError], None]) -> Source[Update]:
+        """See `Parts.object_source`."""
+        from bpfproxy.sources.files import FilesSource
+
+        return FilesSource(self._settings.manifests, refused)
+
+    def address_source(self) -> Source[frozenset[Address]]:
+        """See `Parts.address_source`."""
+        from bpfproxy.sources.addresses import AddressSource
+
+        return AddressSource()

@@ -1,0 +1,1 @@
+"""Benchmarks. Nothing imports this; figures are ratios of paired, interleaved runs."""
