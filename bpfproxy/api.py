@@ -119,7 +119,7 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
     What `wrap` makes of a proxier is what the engine sees. Raises AlreadyRunningError, PermissionsError,
     UnsupportedError, DatapathError.
     """
-    from bpfproxy.agent import NodeParts
+    from bpfproxy.agent.parts import NodeParts
     from bpfproxy.engine import Engine
 
     parts = NodeParts(settings)

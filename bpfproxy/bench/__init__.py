@@ -1,1 +1,1 @@
-"""Benchmarks. Nothing imports this; figures are ratios of paired, interleaved runs."""
+"""Measurements of bpfproxy: through its public API and its command line only."""

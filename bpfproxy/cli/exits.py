@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -50,10 +48,6 @@ def reported() -> Iterator[None]:
         where = f"{context.command_path}: " if context else ""
         hint = f" (see `{context.command_path} --help`)" if context else ""
         _end(error.exit_code, f"{where}{error.format_message()}{hint}", prefix="" if where else "bpfproxy: ")
-    except BrokenPipeError:
-        # Nothing is left to flush when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(BROKEN_PIPE) from None
     except (KeyboardInterrupt, click.Abort):
         raise SystemExit(INTERRUPTED) from None
 

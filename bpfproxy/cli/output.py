@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,15 +11,21 @@ from typing import Any
 
 import msgspec
 
+from bpfproxy.cli.exits import BROKEN_PIPE
 from bpfproxy.model.address import format_address
 
 Cells = Sequence[object]
 
 
 def write(text: str) -> None:
-    """To standard output, at once; raises BrokenPipeError here and not when the interpreter ends."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """To standard output, at once. Ends the process quietly if nobody reads it any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nothing is left to flush when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(BROKEN_PIPE) from None
 
 
 def write_json(value: Any) -> None:
@@ -84,4 +91,7 @@ def _rich(headers: Sequence[str], rows: list[list[str]], numbers: Sequence[bool]
         table.add_column(header, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    with console.capture() as capture:
+        console.print(table)
+    write(capture.get())

@@ -35,7 +35,8 @@ class Header(Struct):
     def title(self, kind: str) -> str:
         """`Service ns/name` as far as it is known."""
         meta = self.metadata or Meta()
-        names = [part for part in (meta.namespace, meta.name) if isinstance(part, str) and part]
+        namespace = "" if kind == "Node" else (meta.namespace or "default")
+        names = [part for part in (namespace, meta.name) if isinstance(part, str) and part] if meta.name else []
         title = f"{kind} {'/'.join(names)}".strip()
         return title if title.isprintable() and len(title) < 400 else quoted(title)
 
@@ -62,10 +63,15 @@ class Document(Struct):
 
     place: str
     """Where it stands in its file: `document 2, items[7]`."""
-    title: str
     kind: Kind
+    header: Header
     body: object
     """`msgspec.Raw` JSON text or parsed YAML: see `kube.decode`."""
+
+    @property
+    def title(self) -> str:
+        """`Service ns/name` as far as it is known."""
+        return self.header.title(self.kind)
 
 
 class Fault(Struct):
@@ -159,12 +165,11 @@ def _entries(body: object, place: str, kind: str, api_version: str) -> Iterator[
         yield from _items(body, place, kind, api_version if kind != "List" else "")
     elif kind in KINDS:
         expected = KINDS[kind].api_version
-        title = header.title(kind)
         if api_version == expected:
-            yield Document(place, title, kind, body)
+            yield Document(place, kind, header, body)
         elif api_version.rpartition("/")[0] == expected.rpartition("/")[0]:
             found = quoted(api_version) if api_version else "nothing"
-            yield Fault(f"{place}: {title}: apiVersion: expected {expected}, not {found}")
+            yield Fault(f"{place}: {header.title(kind)}: apiVersion: expected {expected}, not {found}")
         # A kind of the same name in another group, such as Knative's Service, is none of ours.
 
 

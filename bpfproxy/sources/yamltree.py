@@ -26,7 +26,7 @@ _CONSTANTS: Final[dict[str, object]] = (
     | {form: False for word in ("false", "no", "off") for form in (word, word.title(), word.upper())}
 )
 _NUMBER: Final = re.compile(
-    r"(?P<octal>[-+]?0o?[0-7_]+)|(?P<integer>[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0|[1-9][0-9_]*))"
+    r"(?P<octal>[-+]?0(?:o_*[0-7]|[0-7_])[0-7_]*)|(?P<integer>[-+]?(?:0x[0-9a-fA-F_]+|0b[01_]+|0|[1-9][0-9_]*))"
     r"|(?P<real>[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?)"
     r"|(?P<infinite>[-+]?\.(?:inf|Inf|INF))|\.(?:nan|NaN|NAN)"
 )
