@@ -153,8 +153,14 @@ def open_view(state_dir: Path) -> View:
 
 
 def read_status(state_dir: Path) -> AgentStatus | None:
-    """What the agent of a state directory says of itself; None if there was none."""
-    return status.read(state_dir)
+    """What the agent of a state directory says of itself, its pid None if it does not run any more; None if there was
+    none."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    found = status.read(state_dir)
+    if found is not None and lifecycle.agent_pid(state_dir) is None:
+        found.pid = None  # it was killed
+    return found
 
 
 def cleanup(state_dir: Path) -> list[str]:

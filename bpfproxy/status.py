@@ -34,7 +34,7 @@ class AgentStatus(Struct, kw_only=True):
     """The agent of a state directory. Moments are in UTC, ISO 8601."""
 
     pid: int | None
-    """None after it ended in order."""
+    """None after it ended."""
     version: str
     node: str
     started: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -127,19 +128,21 @@ def list_backends(settings: Settings, as_json: bool) -> None:
 @output_option
 def stats(settings: Settings, as_json: bool) -> None:
     """Print counters by hook and reason, how full the maps are, and the state of the agent."""
-    node = api.open_view(settings.state_dir).node()
+    view = api.open_view(settings.state_dir)
+    node = view.node()
     agent = api.read_status(settings.state_dir)
     if as_json:
         output.write_json({**output.plain(node), "agent": agent})
         return
     counts = [(hook, reason, count) for hook, reasons in node.metrics.items() for reason, count in reasons.items()]
-    output.write_table(("hook", "reason", "count"), counts, "Events")
-    used = {"frontends": node.frontends, "sets": node.sets, "backends": node.backends, "connections": node.connections}
-    output.write_table(("what", "count"), list(used.items()), "Tables")
-    output.write_table(("map", "rows at most"), list(node.map_sizes.items()), "Map sizes")
+    output.write_table(("hook", "reason", "count"), counts, f"Counters ({node.connections} connections)")
+    families = Counter(f"frontends{frontend.family}" for frontend in view.frontends())
+    used = {**families, "sets": node.sets, "backends": node.backends, "node_addresses": len(node.node_addresses)}
+    sizes = [(name, used.get(name, ""), size) for name, size in node.map_sizes.items()]
+    output.write_table(("map", "rows", "at most"), sizes, "Maps")
     if agent is not None:
         facts: list[tuple[str, object]] = [
-            ("process", agent.pid or "ended"),
+            ("process", agent.pid or "none"),
             ("node", agent.node),
             ("started", agent.started),
             ("ready", "yes" if agent.ready else "no"),
@@ -149,4 +152,4 @@ def stats(settings: Settings, as_json: bool) -> None:
             *((name.replace("_", " "), count) for name, count in output.plain(agent.counters).items()),
             *(("clash", text) for text in agent.clashes),
         ]
-        output.write_table(("agent", ""), facts, "Agent")
+        output.write_table(("what", "value"), facts, "Agent")

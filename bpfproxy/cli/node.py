@@ -8,7 +8,7 @@ from bpfproxy import api
 from bpfproxy.cli import output
 from bpfproxy.cli.options import output_option, settings_options
 from bpfproxy.config import Settings
-from bpfproxy.errors import UnsupportedError
+from bpfproxy.errors import PermissionsError, UnsupportedError
 
 
 @click.command(short_help="Print what this machine offers.")
@@ -17,7 +17,7 @@ from bpfproxy.errors import UnsupportedError
 def check(settings: Settings, as_json: bool) -> None:
     """Print what this kernel and machine offer, what would be used, and what follows. Changes nothing.
 
-    Exit status 6 if the agent cannot run here.
+    Exit status 6 if the agent cannot run here, 4 if that is for want of capabilities.
     """
     findings = api.check(settings)
     if as_json:
@@ -33,6 +33,8 @@ def check(settings: Settings, as_json: bool) -> None:
             for finding in findings
         ]
         output.write_table(("what", "there", "found", "without it"), rows)
+    if missing_capabilities := next((f.detail for f in findings if f.name == "capabilities" and not f.available), ""):
+        raise PermissionsError(f"the agent cannot run here as this user: {missing_capabilities}")
     missing = [finding.name for finding in findings if finding.required and not finding.available]
     if missing:
         raise UnsupportedError(f"the agent cannot run here: {', '.join(missing)} missing")

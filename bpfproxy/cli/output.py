@@ -58,9 +58,14 @@ def plain(value: Any) -> Any:
 def write_table(headers: Sequence[str], rows: Sequence[Cells], title: str = "") -> None:
     """Rows under headers; columns of numbers are flush right. A title stands above it where there are several."""
     texts = [[_text(cell) for cell in row] for row in rows]
-    numbers = [bool(rows) and all(isinstance(row[at], int | float) for row in rows) for at in range(len(headers))]
+    numbers = [_are_numbers([row[at] for row in rows]) for at in range(len(headers))]
     render: Callable[..., None] = _rich if sys.stdout.isatty() else _columns
     render(headers, texts, numbers, title)
+
+
+def _are_numbers(column: Cells) -> bool:
+    filled = [cell for cell in column if cell != ""]
+    return bool(filled) and all(isinstance(cell, int | float) for cell in filled)
 
 
 def _text(cell: object) -> str:

@@ -19,6 +19,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from bpfproxy.api import open_view
 from bpfproxy.lab import remains
@@ -135,7 +136,8 @@ def table(results: Iterable[Result]) -> Table:
     made = Table(title="What was asked, and who answered", title_justify="left")
     for header in ("service", "frontend", "address", "client", "traffic", "hooks that translated"):
         made.add_column(header, no_wrap=True)
-    made.add_column("answered", justify="right", no_wrap=True)
+    for header in ("sent", "answered"):
+        made.add_column(header, justify="right")
     for header in ("share of each backend", "client sees", "backend sees"):
         made.add_column(header)
     former = ""
@@ -147,14 +149,15 @@ def table(results: Iterable[Result]) -> Table:
         made.add_row(
             trip.service if trip.service != former else "",
             trip.kind,
-            _endpoint(trip.to),
+            Text(_endpoint(trip.to)),
             trip.client,
             trip.protocol,
             ", ".join(sorted(result.hooks)) or "none",
-            f"{len(result.answered)}/{len(result.outcomes)}",
+            str(len(result.outcomes)),
+            str(len(result.answered)),
             _shares(one.reply.place if one.reply else one.error for one in result.outcomes),
-            ", ".join(sorted({_endpoint(one.peer) for one in result.outcomes if one.peer})),
-            ", ".join(sorted({one.reply.peer[0] for one in result.outcomes if one.reply})),
+            Text(", ".join(sorted({_endpoint(one.peer) for one in result.outcomes if one.peer}))),
+            Text(", ".join(sorted({one.reply.peer[0] for one in result.outcomes if one.reply}))),
             style="red" if lost else "",
         )
         former = trip.service
@@ -203,7 +206,7 @@ def main() -> int:
     """Run the demo and print its results; the exit status: 0 if every request was answered."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(width=220)
     results = run(console)
     console.print(table(results))
     sent = sum(len(result.outcomes) for result in results)

@@ -58,14 +58,18 @@ def _read(path: str, *, regular: bool = True) -> bytes | None:
     Raises OSError or InputError.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | (os.O_NONBLOCK if regular else 0))
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if regular and not stat.S_ISREG(status.st_mode):
             return None
-        data = file.read(MAX_SIZE + 1) if status.st_size <= MAX_SIZE else b""
-        if max(len(data), status.st_size) > MAX_SIZE:
-            raise InputError(f"{path}: expected at most {MAX_SIZE >> 20} MiB")
-        return data
+        if status.st_size <= MAX_SIZE:
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                data = file.read(MAX_SIZE + 1)
+            if len(data) <= MAX_SIZE:
+                return data
+    finally:
+        os.close(descriptor)
+    raise InputError(f"{path}: expected at most {MAX_SIZE >> 20} MiB")
 
 
 def _is_much(paths: Collection[str]) -> bool:

@@ -44,7 +44,7 @@ def _join(directory: str, name: str) -> str:
 class Trail(NamedTuple):
     """The way from the root directory to what a path leads to."""
 
-    entries: tuple[tuple[str, str], ...]
+    entries: frozenset[tuple[str, str]]
     """(directory, name) of each symbolic link on the way and of its end, unless that is a directory."""
     passages: tuple[str, ...]
     """Directories on the way, without symbolic links in them."""
@@ -57,7 +57,7 @@ def trace(path: str) -> Trail:
     """Follow `path` through all symbolic links."""
     pending = Path(path).absolute().as_posix().split("/")[::-1]
     here = "/"
-    entries: list[tuple[str, str]] = []
+    entries: set[tuple[str, str]] = set()
     passages: list[str] = []
     links = 0
     while pending:
@@ -71,25 +71,25 @@ def trace(path: str) -> Trail:
         try:
             mode = os.lstat(full).st_mode
         except OSError:
-            return Trail((*entries, (here, name)), tuple(passages), None, False)
+            return Trail(frozenset({*entries, (here, name)}), tuple(passages), None, False)
         if stat.S_ISDIR(mode):
             here = full
             passages.append(full)
             continue
-        entries.append((here, name))
+        entries.add((here, name))
         if not stat.S_ISLNK(mode):
-            return Trail(tuple(entries), tuple(passages), None if pending else full, False)
+            return Trail(frozenset(entries), tuple(passages), None if pending else full, False)
         links += 1
         try:
             target = str(Path(full).readlink())
         except OSError:
             links = _MAX_LINKS
         if links >= _MAX_LINKS:
-            return Trail(tuple(entries), tuple(passages), None, False)
+            return Trail(frozenset(entries), tuple(passages), None, False)
         pending.extend(target.split("/")[::-1])
         if target.startswith("/"):
             here = "/"
-    return Trail(tuple(entries), tuple(passages), here, True)
+    return Trail(frozenset(entries), tuple(passages), here, True)
 
 
 def eligible(name: str) -> bool:

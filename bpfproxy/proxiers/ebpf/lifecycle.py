@@ -20,7 +20,7 @@ from typing import Final
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
-from bpfproxy.datapath.lock import StateLock
+from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import Finding, probe
 from bpfproxy.errors import InputError, NotRunningError
@@ -68,6 +68,11 @@ def lock(state_dir: Path) -> StateLock:
     """Keep other agents and `cleanup` out of a state directory. Raises AlreadyRunningError, PermissionsError."""
     features.require_capabilities()
     return StateLock(state_dir)
+
+
+def agent_pid(state_dir: Path) -> int | None:
+    """The process that holds a state directory's lock, if there is one."""
+    return holder(state_dir)
 
 
 def check(settings: Settings) -> list[Finding]:
