@@ -63,10 +63,10 @@ class Settings:
     max_sets: int = 65536
     """Size of the backend-set map, rows."""
 
-    max_backends: int = 262144
+    max_backends: int = 131072
     """Size of the backend map, rows."""
 
-    max_slots: int = 2097152
+    max_slots: int = 1048576
     """Size of the array that holds the sets' members and Maglev tables, slots of 4 bytes."""
 
     max_affinities: int = 65536

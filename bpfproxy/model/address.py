@@ -20,7 +20,7 @@ V4_MAPPED_PREFIX: Final = bytes(10) + b"\xff\xff"
 
 
 def parse_address(text: str) -> Address:
-    """Pack the textual address `text`; raises ValueError if it is none (leading zeros are refused, as Kubernetes does)."""
+    """Pack the textual address `text`; raises ValueError if it is none. Leading zeros are refused."""
     try:
         if ":" in text:
             return Address(socket.inet_pton(socket.AF_INET6, text))

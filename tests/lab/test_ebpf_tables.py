@@ -195,7 +195,7 @@ def test_a_full_backend_table_refuses_one_set_and_keeps_the_others(maps: Maps) -
     second = rows_of(proxier, plan("second", 2, tuple(map(backend, range(11, 21)))))
     failures = sync(proxier, first, first | second)
     assert {failure.op.key for failure in failures} == set(second)
-    assert any("ids are in use" in failure.reason for failure in failures)
+    assert any("--max-backends" in failure.reason for failure in failures)
     assert proxier.read() == first
 
     # Room is made, but only the grace period's end gives it away.
@@ -223,6 +223,10 @@ def test_a_full_frontend_map_refuses_the_rest_and_keeps_their_sets(maps: Maps) -
     failures = sync(proxier, {}, wanted)
     assert failures
     assert {type(failure.op.key) for failure in failures} == {Frontend}
+    assert {failure.reason for failure in failures} <= {
+        f"map frontends4 is full: {FRONTENDS_MAX} rows",
+        f"frontends (--max-frontends): all {FRONTENDS_MAX - 1} are in use (0 in their grace period)",
+    }
     refused = {failure.op.key for failure in failures}
     assert proxier.read() == {key: row for key, row in wanted.items() if key not in refused}
 
@@ -233,7 +237,7 @@ def test_slots_run_out_and_come_back(maps: Maps) -> None:
     members = tuple(map(backend, range(1, 10)))
     plans = [plan(f"s{number}", number, members, Scheduler.MAGLEV) for number in range(1, 6)]
     failures = sync(proxier, {}, rows_of(proxier, *plans))
-    assert any("slots are free" in failure.reason for failure in failures)
+    assert any("--max-slots" in failure.reason for failure in failures)
     applied = proxier.read()
     assert applied
     clock.now += GRACE

@@ -20,15 +20,15 @@ class Clock:
 
 
 def test_ids_begin_at_one_and_run_out() -> None:
-    ids = IdAllocator(4, GRACE, Clock())
+    ids = IdAllocator("ids", 4, GRACE, Clock())
     assert [ids.allocate() for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(TableFullError, match="all 3 ids"):
+    with pytest.raises(TableFullError, match="ids: all 3"):
         ids.allocate()
 
 
 def test_a_freed_id_waits_for_its_grace_period() -> None:
     clock = Clock()
-    ids = IdAllocator(2, GRACE, clock)
+    ids = IdAllocator("ids", 2, GRACE, clock)
     ids.free(ids.allocate())
     with pytest.raises(TableFullError, match="1 in their grace period"):
         ids.allocate()
@@ -38,7 +38,7 @@ def test_a_freed_id_waits_for_its_grace_period() -> None:
 
 def test_gaps_between_the_ids_found_at_start_are_used_after_the_grace_period() -> None:
     clock = Clock()
-    ids = IdAllocator(6, GRACE, clock, used=[2, 5])
+    ids = IdAllocator("ids", 6, GRACE, clock, used=[2, 5])
     with pytest.raises(TableFullError):
         ids.allocate()
     clock.now = GRACE
@@ -47,7 +47,7 @@ def test_gaps_between_the_ids_found_at_start_are_used_after_the_grace_period() -
 
 def test_freed_neighbours_are_joined_when_the_end_is_reached() -> None:
     clock = Clock()
-    extents = ExtentAllocator(64, GRACE, clock)
+    extents = ExtentAllocator("slots", 64, GRACE, clock)
     bases = [extents.allocate(16) for _ in range(4)]
     for base in bases[:2]:
         extents.free(base, 16)
@@ -59,7 +59,7 @@ def test_freed_neighbours_are_joined_when_the_end_is_reached() -> None:
 
 def test_gaps_between_the_extents_found_at_start_are_used_after_the_grace_period() -> None:
     clock = Clock()
-    extents = ExtentAllocator(64, GRACE, clock, used=[(48, 16), (16, 5)])
+    extents = ExtentAllocator("slots", 64, GRACE, clock, used=[(48, 16), (16, 5)])
     clock.now = GRACE
     assert sorted(extents.allocate(8) for _ in range(5)) == [0, 8, 24, 32, 40]
 
@@ -67,7 +67,7 @@ def test_gaps_between_the_extents_found_at_start_are_used_after_the_grace_period
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 40), st.floats(0, 15)), max_size=80))
 def test_extents_never_overlap_nor_return_within_the_grace_period(steps: list[tuple[bool, int, float]]) -> None:
     clock = Clock()
-    extents = ExtentAllocator(256, GRACE, clock)
+    extents = ExtentAllocator("slots", 256, GRACE, clock)
     held: dict[int, int] = {}
     freed: list[tuple[float, range]] = []
     for allocate, length, pause in steps:

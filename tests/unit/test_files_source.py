@@ -670,7 +670,8 @@ def _disturb(root: Path, random: Random, serial: Iterator[int]) -> None:
         case "link":
             link.unlink()
         case "store":
-            random.choice([Path.write_text, replace])(target, service(f"s{next(serial)}"))
+            write: Callable[[Path, str], object] = random.choice([Path.write_text, replace])
+            write(target, service(f"s{next(serial)}"))
         case "unstore":
             target.unlink(missing_ok=True)
         case "swap":

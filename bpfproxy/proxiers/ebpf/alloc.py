@@ -7,7 +7,7 @@ would send a connection to another Service's backend. So what is freed waits bef
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -37,17 +37,21 @@ class _Quarantine(Generic[T]):
             while waiting and waiting[0][0] <= now:
                 yield waiting.popleft()[1]
 
+    def __iter__(self) -> Iterator[T]:
+        return (thing for _, thing in self._waiting)
+
     def __len__(self) -> int:
         return len(self._waiting)
 
 
 class IdAllocator:
-    """Ids from 1 to `size` - 1; 0 is never given, so that a row of zeros points at nothing.
+    """Ids of a table, from 1 to `size` - 1; 0 is never given, so that a row of zeros points at nothing.
 
     `used` are the ids found in the kernel at start; the gaps between them are free after the grace period.
     """
 
-    def __init__(self, size: int, grace: float, clock: Clock, used: Iterable[int] = ()) -> None:
+    def __init__(self, table: str, size: int, grace: float, clock: Clock, used: Iterable[int] = ()) -> None:
+        self._table = table
         self._size = size
         self._quarantine = _Quarantine[int](grace, clock)
         taken = set(used)
@@ -67,7 +71,9 @@ class IdAllocator:
         self._free.extend(self._quarantine.ready())
         if self._free:
             return self._free.pop()
-        raise TableFullError(f"all {self._size - 1} ids are in use ({len(self._quarantine)} in their grace period)")
+        raise TableFullError(
+            f"{self._table}: all {self._size - 1} are in use ({len(self._quarantine)} in their grace period)"
+        )
 
     def free(self, number: int) -> None:
         """Give an id back; it can be had again after the grace period."""
@@ -81,8 +87,9 @@ class ExtentAllocator:
 
     GRAIN = 8
 
-    def __init__(self, size: int, grace: float, clock: Clock, used: Iterable[tuple[int, int]] = ()) -> None:
+    def __init__(self, table: str, size: int, grace: float, clock: Clock, used: Iterable[tuple[int, int]] = ()) -> None:
         """`used`: (base, length) of the extents found in the kernel at start."""
+        self._table = table
         self._size = size
         self._quarantine = _Quarantine[tuple[int, int]](grace, clock)
         self._free: defaultdict[int, list[int]] = defaultdict(list)
@@ -118,8 +125,10 @@ class ExtentAllocator:
         self._join()
         fitting = min((size for size, bases in self._free.items() if bases and size >= length), default=None)
         if fitting is None:
-            waiting = sum(size for _, (_, size) in self._quarantine._waiting)
-            raise TableFullError(f"no {length} of {self._size} slots are free ({waiting} in their grace period)")
+            waiting = sum(size for _, size in self._quarantine)
+            raise TableFullError(
+                f"{self._table}: no {length} of {self._size} in a row are free ({waiting} in their grace period)"
+            )
         base = self._free[fitting].pop()
         if fitting > length:
             self._free[fitting - length].append(base + length)

@@ -7,6 +7,7 @@ change costs no system call but those of a new name or frontend.
 
 from __future__ import annotations
 
+import errno
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -45,7 +46,7 @@ class BackendTable:
         self._stats = maps["backend_stats"]
         self.entries = found.backends
         used = (entry.id for entry in found.backends.values())
-        self._ids = IdAllocator(maps["backends"].max_entries, grace, clock, used)
+        self._ids = IdAllocator("backends (--max-backends)", maps["backends"].max_entries, grace, clock, used)
         self.gone: list[Gone] = []
 
     def acquire(self, backends: Sequence[Backend]) -> list[int]:
@@ -98,9 +99,11 @@ class SetTable:
         self.entries = found.sets
         self.frontends = Counter(entry.row.set for entry in found.frontends.values())
         """How many frontends lead to each set."""
-        self._ids = IdAllocator(maps["sets"].max_entries, grace, clock, (entry.id for entry in found.sets.values()))
+        self._ids = IdAllocator(
+            "sets (--max-sets)", maps["sets"].max_entries, grace, clock, (entry.id for entry in found.sets.values())
+        )
         extents = ((entry.base, entry.length) for entry in found.sets.values())
-        self._extents = ExtentAllocator(len(self._slots), grace, clock, extents)
+        self._extents = ExtentAllocator("slots (--max-slots)", len(self._slots), grace, clock, extents)
 
     def write(self, ops: Sequence[Op]) -> list[Failure]:
         """Add or change sets."""
@@ -195,7 +198,7 @@ class FrontendTable:
         self._sets = sets
         self.entries = found.frontends
         used = (entry.id for entry in found.frontends.values())
-        self._ids = IdAllocator(maps["frontend_stats"].max_entries, grace, clock, used)
+        self._ids = IdAllocator("frontends (--max-frontends)", maps["frontend_stats"].max_entries, grace, clock, used)
 
     def write(self, ops: Sequence[Op]) -> list[Failure]:
         """Add or change frontends whose sets are there."""
@@ -260,7 +263,8 @@ def write_rows(map_: Map, keys: Sequence[bytes], values: Sequence[bytes]) -> dic
         done, error = map_.update_batch(b"".join(keys[start:]), b"".join(values[start:]), len(keys) - start)
         start += done
         if error is not None:
-            refused[start] = f"{error.strerror} ({map_.max_entries} rows at most)"
+            full = error.errno in (errno.E2BIG, errno.ENOMEM)
+            refused[start] = f"map {map_.name} is full: {map_.max_entries} rows" if full else str(error.strerror)
             start += 1
     return refused
 
