@@ -57,25 +57,45 @@ def mostly(usual: bool) -> st.SearchStrategy[bool]:
     return st.sampled_from([usual, usual, usual, not usual])
 
 
+# (ready, serving, terminating)
+CONDITIONS = [
+    (True, True, False),
+    (False, True, True),
+    (False, False, True),
+    (False, False, False),
+    (False, True, False),
+    (True, False, False),
+    (True, True, True),
+]
+CONDITION_MIXES = st.sampled_from(
+    [CONDITIONS[:1], CONDITIONS[:1], CONDITIONS[:2], CONDITIONS[1:2], CONDITIONS[1:5], CONDITIONS]
+)
+ZONE_HINTS: list[tuple[str, ...]] = [("east",), ("west",), ("east", "west"), ()]
+NODE_HINTS: list[tuple[str, ...]] = [("n1",), ("n2",), ("n1", "n2"), ()]
+HINT_MIXES = st.sampled_from([slice(3, 4), slice(3, 4), slice(3), slice(1, 2), slice(4)])
+
+
 @st.composite
-def endpoints(draw: st.DrawFn, family: Family) -> Endpoint:
-    """One of `family`, seldom of the wrong one, in any condition, with any hints."""
-    seen = family if draw(st.integers(0, 9)) else 10 - family
-    return Endpoint(
-        draw(st.sampled_from(PODS[4 if seen == 4 else 6])),
-        ready=draw(mostly(True)),
-        serving=draw(mostly(True)),
-        terminating=draw(mostly(False)),
-        node_name=draw(st.sampled_from(["n1", "n2", ""])),
-        zone_hints=draw(some(["east", "west"])),
-        node_hints=draw(some(["n1", "n2"])),
+def endpoints(draw: st.DrawFn, family: Family) -> list[Endpoint]:
+    """The members of a slice: mostly alike in condition and hints, seldom of the wrong family, sometimes twins."""
+    conditions = draw(CONDITION_MIXES)
+    zone_hints, node_hints = ZONE_HINTS[draw(HINT_MIXES)], NODE_HINTS[draw(HINT_MIXES)]
+    where = draw(st.sampled_from([["n1", "n2"], ["n1"], ["n2"], ["n1", "n2", ""]]))
+    wrong: Family = 6 if family == 4 else 4
+    pods = PODS[family] if draw(st.integers(0, 5)) else [*PODS[family], PODS[wrong][0]]
+    return draw(
+        st.lists(
+            st.builds(
+                lambda address, condition, node, zones, nodes: Endpoint(address, *condition, node, zones, nodes),
+                st.sampled_from(pods),
+                st.sampled_from(conditions),
+                st.sampled_from(where),
+                st.sampled_from(zone_hints),
+                st.sampled_from(node_hints),
+            ),
+            max_size=5,
+        )
     )
-
-
-@st.composite
-def plain_endpoints(draw: st.DrawFn, family: Family) -> Endpoint:
-    """What most clusters have: ready, without hints."""
-    return Endpoint(draw(st.sampled_from(PODS[family])), node_name=draw(st.sampled_from(["n1", "n2"])))
 
 
 @st.composite
@@ -85,14 +105,13 @@ def slices(
     services: st.SearchStrategy[ObjectName] = ANY_SERVICE,
 ) -> EndpointSlice:
     family: Family = draw(st.sampled_from([4, 6]))
-    members = draw(st.sampled_from([endpoints(family), plain_endpoints(family)]))
     ports = st.builds(EndpointPort, PORT_NAMES, PROTOCOLS, st.sampled_from([8080, 9090]))
     return EndpointSlice(
         draw(names),
         draw(services),
         family,
         tuple(draw(st.lists(ports, max_size=3, unique_by=lambda port: (port.name, port.protocol)))),
-        tuple(draw(st.lists(members, max_size=6))),
+        tuple(draw(endpoints(family))),
         ignored=not draw(st.integers(0, 9)),
     )
 

@@ -670,8 +670,10 @@ def _disturb(root: Path, random: Random, serial: Iterator[int]) -> None:
         case "link":
             link.unlink()
         case "store":
-            write: Callable[[Path, str], object] = random.choice([Path.write_text, replace])
-            write(target, service(f"s{next(serial)}"))
+            if random.random() < 0.5:
+                target.write_text(service(f"s{next(serial)}"))
+            else:
+                replace(target, service(f"s{next(serial)}"))
         case "unstore":
             target.unlink(missing_ok=True)
         case "swap":
@@ -682,7 +684,7 @@ def _disturb(root: Path, random: Random, serial: Iterator[int]) -> None:
             directory.mkdir()
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_the_source_ends_with_what_is_there(tmp_path: Path, seed: int) -> None:
     async def scenario() -> None:
         random, serial = Random(seed), count()

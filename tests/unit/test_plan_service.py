@@ -134,6 +134,9 @@ class TestRule2LocalSet:
     def test_ready_ones_elsewhere_do_not_suppress_local_terminating_ones(self) -> None:
         assert local_pool(draining("10.0.0.1"), endpoint("10.0.0.2", "n2")) == ["1"]
 
+    def test_terminating_ones_elsewhere_do_not_count(self) -> None:
+        assert local_pool(draining("10.0.0.1", "n2"), unready("10.0.0.2")) == []
+
     def test_without_a_node_an_endpoint_is_nowhere(self) -> None:
         service = replace(PLAIN, internal_local=True)
         found = specs(plan(service, endpoint_slice(endpoint("10.0.0.1", "")), node=NodeConfig("")))[CLUSTER_IP]
@@ -168,6 +171,9 @@ class TestRule3Hints:
     def test_node_hints_come_first(self) -> None:
         first, second = hinted("10.0.0.1", "west", "n1"), hinted("10.0.0.2", "east", "n2")
         assert cluster_pool(first, second) == ["1"]
+
+    def test_node_hints_may_stand_alone(self) -> None:
+        assert cluster_pool(hinted("10.0.0.1", nodes="n1"), hinted("10.0.0.2", nodes="n2")) == ["1"]
 
     def test_zone_hints_count_where_node_hints_do_not(self) -> None:
         first, second = hinted("10.0.0.1", "west", "n2"), hinted("10.0.0.2", "east", "n3")
@@ -208,6 +214,10 @@ class TestRule4Endpoints:
 
     def test_the_local_duplicates_condition_counts(self) -> None:
         assert cluster_pool(unready("10.0.0.1", "n1"), endpoint("10.0.0.1", "n2"), endpoint("10.0.0.2")) == ["2"]
+
+    def test_the_first_of_equal_duplicates_counts(self) -> None:
+        assert cluster_pool(unready("10.0.0.1"), endpoint("10.0.0.1")) == []
+        assert cluster_pool(endpoint("10.0.0.1"), unready("10.0.0.1")) == ["1"]
 
     def test_one_address_with_two_ports_is_two_endpoints(self) -> None:
         slices = [endpoint_slice(endpoint("10.0.0.1")), endpoint_slice(endpoint("10.0.0.1"), name="web-2", port=9090)]
@@ -390,6 +400,11 @@ class TestRule16Draining:
     def test_what_is_chosen_for_want_of_a_better_one_is_not_draining(self) -> None:
         spec = specs(plan(PLAIN, endpoint_slice(draining("10.0.0.1"))))[CLUSTER_IP]
         assert (texts(spec.backends), spec.draining) == (["10.0.0.1:8080"], ())
+
+    def test_what_does_not_serve_keeps_no_flows(self) -> None:
+        broken = endpoint("10.0.0.1", "n2", ready=True, serving=False)
+        spec = specs(plan(replace(PLAIN, internal_local=True), endpoint_slice(broken)))[CLUSTER_IP]
+        assert (spec.backends, spec.draining) == ((), ())
 
     def test_flows_outlive_a_hint_and_a_policy(self) -> None:
         items = [hinted("10.0.0.1", "east", where="n1"), hinted("10.0.0.2", "west")]
