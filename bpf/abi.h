@@ -47,7 +47,7 @@ struct frontend6_key {
 struct frontend {
 	__u32 set;		/* index into sets */
 	__u32 id;		/* rev-NAT id: index into frontend_stats */
-	__u64 affinity_group;	/* the same for all frontends of a ServicePort */
+	__u64 affinity_group;	/* the same for a ServicePort's frontends of a family */
 	__u32 affinity_timeout; /* seconds, 0 without affinity */
 	__u8 kind;
 	__u8 flags;

@@ -182,8 +182,14 @@ static __always_inline int sock_connect(struct sock_call *call)
 		return verdict;
 	state = socket_storage(sockets, call->ctx->sk, translated ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (!translated) {
-		if (state) /* connected to a VIP before, now to something else */
+		if (state && state->flags & SOCKET_CONNECTED) { /* to a VIP before, now to something else */
 			state->flags &= ~SOCKET_CONNECTED;
+			if (call->protocol == IPPROTO_UDP) {
+				__u64 cookie = socket_cookie(call->ctx);
+
+				map_delete(udp_sockets, &cookie);
+			}
+		}
 		return verdict;
 	}
 	if (!state) {

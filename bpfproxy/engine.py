@@ -75,6 +75,9 @@ class Engine:
         self._index = PlanIndex()
         self._health_checks: dict[ObjectName, HealthCheck] = {}
         self._plan_all = False
+        # Both outlive a sync only if it raised.
+        self._unplanned: dict[ObjectName, None] = {}
+        self._unstaged: dict[ObjectName, ServicePlan | None] = {}
         self._pruned = False
         """The rows that an earlier run left have been dealt with."""
 
@@ -138,13 +141,19 @@ class Engine:
         """Bring the proxiers to what the objects ask for. What a proxier raises passes through; the next sync then
         reads that proxier's rows back first."""
         changes = self._store.take()
-        names: Iterable[ObjectName] = changes.services
+        self._unplanned.update(dict.fromkeys(changes.services))
         if self._plan_all:
-            names = dict.fromkeys((*changes.services, *(service.name for service in self._store.services())))
-        plans = {name: plan_service(self._store.service(name), self._store.slices(name), self._node) for name in names}
-        self._plan_all = False
+            self._unplanned.update(dict.fromkeys(service.name for service in self._store.services()))
+            self._plan_all = False
+        plans = {
+            name: plan_service(self._store.service(name), self._store.slices(name), self._node)
+            for name in self._unplanned
+        }
         delta = self._index.update(plans)
-        unknown_modes = self._stage(delta.plans)
+        self._unplanned = {}
+        self._unstaged.update(delta.plans)
+        unknown_modes = self._stage(self._unstaged)
+        self._unstaged = {}
         self._stage_node()
         prune = self._store.complete
         if prune and not self._pruned:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bpfproxy import api
 from bpfproxy.bench.figures import Aim, Figure, figure
-from bpfproxy.bench.ground import Ground
+from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.node import running
 from bpfproxy.bench.objects import cluster, endpoints, list_file, name_of, service_file
 from bpfproxy.model.address import format_endpoint
@@ -26,7 +26,7 @@ _WORD = 8
 """Bytes of a set's row: the one that flips when a set changes."""
 
 
-class NotSeen(Exception):
+class NotSeenError(BenchError):
     """A change did not reach the maps."""
 
 
@@ -60,12 +60,12 @@ def _from_objects(ground: Ground, services: int, changes: int) -> list[float]:
             report = engine.sync()
             samples.append((time.perf_counter_ns() - begin) / 1e6)
             if report.failures or report.ops != 1:
-                raise NotSeen(f"a changed EndpointSlice made {report.ops} ops and {len(report.failures)} failures")
+                raise NotSeenError(f"a changed EndpointSlice made {report.ops} ops and {len(report.failures)} failures")
         gc.unfreeze()
         last = endpoints(index, turn=changes)
         found = {view.service: view.backends for view in api.open_view(settings.state_dir).frontends()}
         if set(found[str(name_of(index))]) != {format_endpoint(each.address, 8080) for each in last.endpoints}:
-            raise NotSeen(f"the maps hold {found[str(name_of(index))]} for {name_of(index)}")
+            raise NotSeenError(f"the maps hold {found[str(name_of(index))]} for {name_of(index)}")
     api.cleanup(settings.state_dir)
     return samples
 
@@ -112,20 +112,21 @@ class Watch:
     """The process that watch.c describes, on the words of all sets."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         self._in, self._out = process.stdin, process.stdout
 
     def arm(self) -> None:
         """From now on it looks for a change."""
         print(file=self._in, flush=True)
         if self._out.readline() != "armed\n":
-            raise NotSeen("the process that watches the map ended")
+            raise NotSeenError("the process that watches the map ended")
 
     def moment(self) -> int:
         """When the change was seen, nanoseconds of the monotonic clock."""
         moment = int(self._out.readline() or 0)
         if not moment:
-            raise NotSeen("a changed file did not change the map")
+            raise NotSeenError("a changed file did not change the map")
         return moment
 
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from bpfproxy import api
 from bpfproxy.bench import stats
 from bpfproxy.bench.figures import Aim, Figure, figure
-from bpfproxy.bench.ground import Ground
+from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.objects import ENDPOINTS, POD4, POD6, VIP4, VIP6, address, cluster, target
 from bpfproxy.model.address import Family, format_address
 from bpfproxy.model.event import Update
@@ -23,7 +23,7 @@ NAME = "connect"
 AIM = Aim("≥", 0.99)
 
 
-class Wrong(Exception):
+class WrongAnswerError(BenchError):
     """Operations failed, or were answered from another address: no figure would mean anything."""
 
 
@@ -125,7 +125,7 @@ def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:
         engine.update(Update(objects=objects, complete=True))
         report = engine.sync()
         if report.failures:
-            raise Wrong(f"{len(report.failures)} rows were refused: {report.failures[0].reason}")
+            raise WrongAnswerError(f"{len(report.failures)} rows were refused: {report.failures[0].reason}")
         for group in groups(load.services):
             for arm in group.arms:
                 generator.verify(arm)
@@ -135,11 +135,14 @@ def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:
 def _figures(group: Group, samples: dict[Arm, list[float]]) -> Iterator[Figure]:
     direct = samples[group.arms[0]]
     for arm in group.arms[1:]:
-        # Rates: what the arm reaches, as a share of the direct one.
-        ratios = stats.paired_ratios(direct, samples[arm])
-        yield figure(NAME, f"{group.title}: {arm.name} / direct", "ratio", ratios, group.aim if arm.name == "VIP" else None)
+        ratios = stats.paired_ratios(direct, samples[arm])  # of rates: the direct one is the divisor
+        aim = group.aim if arm.name == "VIP" else None
+        yield figure(NAME, f"{group.title}: {arm.name} / direct", "ratio", ratios, aim)
     for arm in group.arms:
-        yield figure(NAME, f"{group.title}: {arm.name}", "ns", samples[arm])
+        yield figure(NAME, f"{group.title}: {arm.name}", "ns/op", samples[arm])
+        if arm.name == "VIP":
+            more = [vip - real for vip, real in zip(samples[arm], direct, strict=True)]
+            yield figure(NAME, f"{group.title}: {arm.name} more than direct", "ns", more)
 
 
 def _interleave(generator: Generator, arms: tuple[Arm, ...], load: Load) -> dict[Arm, list[float]]:
@@ -160,21 +163,22 @@ class Generator:
         self._random = random.Random()
 
     def run(self, arm: Arm, count: int, *, verify: bool = False) -> float:
-        """Nanoseconds per operation, the mean of a block. Raises Wrong."""
+        """Nanoseconds per operation, the mean of a block. Raises WrongAnswerError."""
         seed = self._random.getrandbits(63) | 1
         words = (arm.kind, int(arm.hooked), int(verify), arm.first, arm.targets, arm.port, count, seed)
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         print(*words, file=self._process.stdin, flush=True)
         answer = self._process.stdout.readline().split()
         if len(answer) != 3:
-            raise Wrong(f"the load generator ended at {arm.kind}, {arm.name}")
+            raise WrongAnswerError(f"the load generator ended at {arm.kind}, {arm.name}")
         done, nanoseconds, wrong = map(int, answer)
         if wrong:
-            raise Wrong(f"{arm.kind}, {arm.name}: {wrong} of {done} operations went wrong")
+            raise WrongAnswerError(f"{arm.kind}, {arm.name}: {wrong} of {done} operations went wrong")
         return nanoseconds / done
 
     def verify(self, arm: Arm) -> None:
-        """Every client sees the address that it asked for. Raises Wrong."""
+        """Every client sees the address that it asked for. Raises WrongAnswerError."""
         self.run(arm, 200, verify=True)
 
     def count_for(self, arm: Arm, seconds: float) -> int:

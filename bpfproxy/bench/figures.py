@@ -9,7 +9,8 @@ from msgspec import Struct
 
 from bpfproxy.bench import stats
 
-Unit = Literal["ratio", "ns", "1/s", "ms", "s", "MiB"]
+Unit = Literal["ratio", "ns/op", "ns", "ms", "s", "MiB"]
+"""`ns/op` stands for a rate as well."""
 
 
 class Aim(Struct, frozen=True):

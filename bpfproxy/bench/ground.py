@@ -32,6 +32,10 @@ _SYSCTLS = {
 }
 
 
+class BenchError(Exception):
+    """A measure failed: there is no figure."""
+
+
 class Ground:
     """A context manager: entering makes everything, leaving removes everything, whatever happened in between."""
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from bpfproxy.bench.ground import Ground
+from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.objects import NODE
 
 _TIMEOUT = 300.0
 _KIB_PER_MIB = 1024
 
 
-class AgentError(Exception):
+class AgentError(BenchError):
     """The agent ended, or was not ready in time; the message carries what it said."""
 
 
@@ -78,10 +78,10 @@ def running(ground: Ground, manifests: Path, loader: str, state: Path) -> Iterat
 def _wait_until_ready(channel: socket.socket, process: subprocess.Popen[str], said: Path) -> None:
     end = os.pidfd_open(process.pid)
     try:
-        readable, _, _ = select.select([channel, end], [], [], _TIMEOUT)
+        readable, _, _ = select.select([channel.fileno(), end], [], [], _TIMEOUT)
     finally:
         os.close(end)
-    if channel not in readable or channel.recv(4096) != b"READY=1":
+    if channel.fileno() not in readable or channel.recv(4096) != b"READY=1":
         why = "ended" if end in readable else f"was not ready within {_TIMEOUT:g} s"
         raise AgentError(f"the agent {why}: {said.read_text().strip()[-2000:]}")
 

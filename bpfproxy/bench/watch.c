@@ -5,7 +5,6 @@
  * Maps the first BYTES of a memory-mappable array. For each line on standard input: remembers what is there, says
  * `armed`, polls until something differs, and says the moment in nanoseconds of CLOCK_MONOTONIC, or `0` after 60 s.
  */
-#include <fcntl.h>
 #include <linux/bpf.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -28,7 +27,7 @@ static uint64_t now(void)
 
 int main(int count, char **arguments)
 {
-	union bpf_attr open = {.file_flags = BPF_F_RDONLY};
+	union bpf_attr open;
 	char line[16];
 	void *map, *before;
 	size_t size;
@@ -36,6 +35,7 @@ int main(int count, char **arguments)
 
 	if (count != 3)
 		return 2;
+	memset(&open, 0, sizeof(open)); /* a descriptor that is read-only could not be mapped */
 	open.pathname = (uintptr_t)arguments[1];
 	fd = syscall(SYS_bpf, BPF_OBJ_GET, &open, sizeof(open));
 	size = strtoul(arguments[2], NULL, 10);

@@ -100,6 +100,11 @@ class OpenFlow:
         answer = self.place.call("exchange", name=self.name, to=to, reconnect=reconnect)
         return msgspec.convert(answer, Outcome)
 
+    def listen(self) -> str:
+        """Wait, as long as the flow's timeout, for something that nobody asked for; returns the name of the error that
+        came instead, or ""."""
+        return str(self.place.call("listen", name=self.name))
+
     def __enter__(self) -> OpenFlow:
         return self
 

@@ -42,20 +42,13 @@ class Header(Struct):
 
 
 class Items(Struct):
-    """The items of a List in parsed form."""
-
-    items: list[object] | None = None
-
-
-class RawItems(Struct):
-    """The items of a List in JSON text."""
+    """The items of a List, each as JSON text."""
 
     items: list[msgspec.Raw] | None = None
 
 
 _HEADER: Final = msgspec.json.Decoder(Header)
 _ITEMS: Final = msgspec.json.Decoder(Items)
-_RAW_ITEMS: Final = msgspec.json.Decoder(RawItems)
 
 
 class Document(Struct):
@@ -65,8 +58,8 @@ class Document(Struct):
     """Where it stands in its file: `document 2, items[7]`."""
     kind: Kind
     header: Header
-    body: object
-    """`msgspec.Raw` JSON text or parsed YAML: see `kube.decode`."""
+    body: msgspec.Raw
+    """JSON text, also where the file is YAML."""
 
     @property
     def title(self) -> str:
@@ -93,7 +86,8 @@ def read(data: bytes, *, json_only: bool = False) -> Iterator[Document | Fault]:
             yield from _entries(body, place, "", "")
 
 
-def _bodies(data: bytes, json_only: bool) -> Iterator[object]:
+def _bodies(data: bytes, json_only: bool) -> Iterator[msgspec.Raw | Fault | None]:
+    """The documents; None for an empty one."""
     data = data.removeprefix(_BYTE_ORDER_MARK)
     if json_only or data.lstrip()[:1] == b"{":
         try:
@@ -111,14 +105,21 @@ def _bodies(data: bytes, json_only: bool) -> Iterator[object]:
     yield from _yaml_stream(data)
 
 
-def _yaml_stream(data: bytes) -> Iterator[object]:
+def _yaml_stream(data: bytes) -> Iterator[msgspec.Raw | Fault | None]:
+    # By way of JSON there is one decoder for both, and a big tree is gone before the lasting objects are made, which
+    # would keep its memory from going back to the system.
     try:
-        yield from yamltree.documents(data)
+        for tree in yamltree.documents(data):
+            body = None if tree is None else msgspec.Raw(msgspec.json.encode(tree))
+            del tree
+            yield body
     except yamltree.YamlError as error:
         yield Fault(_printable(str(error)))
+    except RecursionError:  # by a chain of aliases
+        yield Fault("nested too deeply")
 
 
-def _json_stream(data: bytes) -> Iterator[object]:
+def _json_stream(data: bytes) -> Iterator[msgspec.Raw | Fault]:
     """Documents one after another; the slow way, with line and column of what is malformed."""
     try:
         text = data.decode()
@@ -149,7 +150,7 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _entries(body: object, place: str, kind: str, api_version: str) -> Iterator[Document | Fault]:
+def _entries(body: msgspec.Raw, place: str, kind: str, api_version: str) -> Iterator[Document | Fault]:
     """The object in `body`, or those in the List that it is. `kind` and `api_version` are those of an enclosing List,
     which its items may leave out."""
     try:
@@ -173,12 +174,12 @@ def _entries(body: object, place: str, kind: str, api_version: str) -> Iterator[
         # A kind of the same name in another group, such as Knative's Service, is none of ours.
 
 
-def _items(body: object, place: str, kind: str, api_version: str) -> Iterator[Document | Fault]:
+def _items(body: msgspec.Raw, place: str, kind: str, api_version: str) -> Iterator[Document | Fault]:
     if "items" in place:
         yield Fault(f"{place}: {kind}: expected no List within a List")
         return
     try:
-        items = shape(body, _RAW_ITEMS if isinstance(body, msgspec.Raw) else _ITEMS).items
+        items = shape(body, _ITEMS).items
     except FieldError as error:
         yield Fault(f"{place}: {kind}: {error}")
         return

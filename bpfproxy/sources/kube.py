@@ -60,8 +60,8 @@ _ADDRESS_TYPES: Final[dict[str, Family | None]] = {"IPv4": 4, "IPv6": 6, "FQDN":
 _NODE_ADDRESS_TYPES: Final = ("InternalIP", "ExternalIP")
 
 
-def decode(kind: Kind, body: object) -> Object | None:
-    """The object of `kind` in `body`, which is JSON text (`msgspec.Raw`) or its parsed form.
+def decode(kind: Kind, body: msgspec.Raw | bytes) -> Object | None:
+    """The object of `kind` in `body`, which is JSON text.
 
     None if it is nothing to a proxy: an EndpointSlice of names, or one that belongs to no Service. Raises FieldError.
     """
@@ -69,12 +69,10 @@ def decode(kind: Kind, body: object) -> Object | None:
     return form.convert(shape(body, form.decoder))
 
 
-def shape(body: object, decoder: msgspec.json.Decoder[Any]) -> Any:
+def shape(body: msgspec.Raw | bytes, decoder: msgspec.json.Decoder[Any]) -> Any:
     """`body` as the decoder's type; raises FieldError where it has another shape."""
     try:
-        if isinstance(body, msgspec.Raw):
-            return decoder.decode(body)
-        return msgspec.convert(body, decoder.type)
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise _field_error(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

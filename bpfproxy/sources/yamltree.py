@@ -15,7 +15,7 @@ import yaml
 
 MAX_DEPTH: Final = 200
 MAX_ALIASED: Final = 1_000_000
-"""Nodes that all aliases of a file may stand for, counted as if each were written out."""
+"""Nodes that all aliases of a file may stand for, counted as if each were written out; 32 letters count as a node."""
 
 _Loader: Any = getattr(yaml, "CLoader", yaml.Loader)
 _TAG: Final = "tag:yaml.org,2002:"
@@ -128,7 +128,6 @@ class _Builder:
             for other in closed.merged:
                 for key, value in other.items():
                     closed.node.setdefault(key, value)
-                closed.size += len(other)
         if closed.anchor is not None:
             self._anchors[closed.anchor] = (closed.node, closed.size)
         self._add(closed.node, closed.size, event)
@@ -154,19 +153,20 @@ class _Builder:
         text: str = event.value
         if parent is not None and parent.key is None and isinstance(parent.node, dict):
             if event.anchor is not None:
-                self._anchors[event.anchor] = (text, 1)
+                self._anchors[event.anchor] = (text, _weight(text))
             self._set_key(parent, text, event)
             return
         value = _value(event)
         if event.anchor is not None:
-            self._anchors[event.anchor] = (value, 1)
-        self._add(value, 1, event)
+            self._anchors[event.anchor] = (value, _weight(text))
+        self._add(value, _weight(text), event)
 
     @staticmethod
     def _set_key(parent: _Open, key: str, event: Any) -> None:
         if key in parent.node:
             raise _error(event, f"key {key!r} stands twice in one mapping")
         parent.key = key
+        parent.size += _weight(key)
 
     def _add(self, value: object, size: int, event: Any) -> None:
         if not self._stack:
@@ -186,6 +186,10 @@ class _Builder:
                 parent.merged.append(other)
         elif key is not None:
             parent.node[key] = value
+
+
+def _weight(text: str) -> int:
+    return 1 + len(text) // 32
 
 
 def _value(event: Any) -> object:

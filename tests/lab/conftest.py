@@ -9,10 +9,9 @@ import pytest
 
 from bpfproxy.lab import cases, manifests, remains
 from bpfproxy.lab.lab import Lab
+from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
 from bpfproxy.lab.node import LoaderName
 from bpfproxy.lab.wait import wait_until
-
-LOADERS: tuple[LoaderName, ...] = ("bcc", "prebuilt")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,14 +43,22 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab whose agents serve all cases; parametrised by loader and by whether the cluster CIDRs are known."""
-    loader, detector = request.param
-    with Lab() as made:
-        directory = made.directory / "manifests"
+    """A lab whose agents serve all cases, under the loader that is the parameter."""
+    yield from serve_cases(request.param, CLUSTER_CIDRS)
+
+
+@pytest.fixture(scope="module")
+def served_without_detector(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The same with agents that do not know the cluster CIDRs."""
+    yield from serve_cases(request.param, ())
+
+
+def serve_cases(loader: LoaderName, cluster_cidrs: tuple[str, ...]) -> Iterator[Lab]:
+    with Lab() as lab:
+        directory = lab.directory / "manifests"
         manifests.write(directory, "nodes", manifests.nodes())
         for case in cases.load():
             manifests.write(directory, case.name, manifests.objects(case))
-        for node in ("node1", "node2"):
-            options = {} if detector else {"cluster_cidrs": ()}
-            made.agent(node, manifests=directory, loader=loader, **options).start()
-        yield made
+        for node in NODES:
+            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs).start()
+        yield lab

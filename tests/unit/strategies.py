@@ -21,6 +21,7 @@ from bpfproxy.model.service import (
 from bpfproxy.plan import NodeConfig
 
 T = TypeVar("T")
+SELDOM = st.sampled_from([False] * 19 + [True])
 
 SERVICES = [ObjectName("ns1", "a"), ObjectName("ns1", "b"), ObjectName("ns2", "a")]
 SLICES = [ObjectName("ns1", f"slice-{n}") for n in range(5)]
@@ -42,9 +43,11 @@ CIDRS: list[Network] = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network
 ANY_SERVICE = st.sampled_from(SERVICES)
 ANY_SLICE = st.sampled_from(SLICES)
 NO_MODE: st.SearchStrategy[str | None] = st.none()
-FAMILIES: st.SearchStrategy[tuple[Family, ...]] = st.sampled_from([(4,), (6,), (4, 6), (6, 4), ()])
-PROTOCOLS = st.sampled_from(Protocol)
-PORT_NAMES = st.sampled_from(["", "http"])
+FAMILIES: st.SearchStrategy[tuple[Family, ...]] = st.sampled_from([(4,), (4,), (4, 6), (6, 4), (6,), (4,), (4, 6), ()])
+PORTS = st.sampled_from(
+    [("http", Protocol.TCP), ("http", Protocol.TCP), ("", Protocol.TCP), ("http", Protocol.UDP), ("dns", Protocol.SCTP)]
+)
+"""Few, so that the ports of Services and slices often match."""
 
 
 def some(values: list[T], most: int = 2) -> st.SearchStrategy[tuple[T, ...]]:
@@ -67,35 +70,53 @@ CONDITIONS = [
     (True, False, False),
     (True, True, True),
 ]
-CONDITION_MIXES = st.sampled_from(
-    [CONDITIONS[:1], CONDITIONS[:1], CONDITIONS[:2], CONDITIONS[1:2], CONDITIONS[1:5], CONDITIONS]
-)
+CONDITION_MIXES = st.sampled_from([CONDITIONS[:1], CONDITIONS[:2], CONDITIONS[1:2], CONDITIONS[1:5], CONDITIONS])
 ZONE_HINTS: list[tuple[str, ...]] = [("east",), ("west",), ("east", "west"), ()]
 NODE_HINTS: list[tuple[str, ...]] = [("n1",), ("n2",), ("n1", "n2"), ()]
 HINT_MIXES = st.sampled_from([slice(3, 4), slice(3, 4), slice(3), slice(1, 2), slice(4)])
 
 
+def _endpoint(
+    address: Address, condition: tuple[bool, bool, bool], where: str, zones: tuple[str, ...], nodes: tuple[str, ...]
+) -> Endpoint:
+    ready, serving, terminating = condition
+    return Endpoint(address, ready, serving, terminating, where, zones, nodes)
+
+
 @st.composite
 def endpoints(draw: st.DrawFn, family: Family) -> list[Endpoint]:
     """The members of a slice: mostly alike in condition and hints, seldom of the wrong family, sometimes twins."""
-    conditions = draw(CONDITION_MIXES)
-    zone_hints, node_hints = ZONE_HINTS[draw(HINT_MIXES)], NODE_HINTS[draw(HINT_MIXES)]
+    if draw(st.booleans()):  # what most clusters have
+        conditions, zone_hints, node_hints = CONDITIONS[:1], ZONE_HINTS[3:], NODE_HINTS[3:]
+    else:
+        conditions = draw(CONDITION_MIXES)
+        zone_hints, node_hints = ZONE_HINTS[draw(HINT_MIXES)], NODE_HINTS[draw(HINT_MIXES)]
     where = draw(st.sampled_from([["n1", "n2"], ["n1"], ["n2"], ["n1", "n2", ""]]))
     wrong: Family = 6 if family == 4 else 4
     pods = PODS[family] if draw(st.integers(0, 5)) else [*PODS[family], PODS[wrong][0]]
+    size = draw(st.sampled_from([3, 1, 2, 2, 0, 3, 4, 5]))
     return draw(
         st.lists(
             st.builds(
-                lambda address, condition, node, zones, nodes: Endpoint(address, *condition, node, zones, nodes),
+                _endpoint,
                 st.sampled_from(pods),
                 st.sampled_from(conditions),
                 st.sampled_from(where),
                 st.sampled_from(zone_hints),
                 st.sampled_from(node_hints),
             ),
-            max_size=5,
+            min_size=size,
+            max_size=size,
         )
     )
+
+
+def _endpoint_port(port: tuple[str, Protocol], number: int) -> EndpointPort:
+    return EndpointPort(*port, number)
+
+
+def _service_port(port: tuple[str, Protocol], number: int, node_port: int) -> ServicePort:
+    return ServicePort(*port, number, node_port)
 
 
 @st.composite
@@ -104,16 +125,24 @@ def slices(
     names: st.SearchStrategy[ObjectName] = ANY_SLICE,
     services: st.SearchStrategy[ObjectName] = ANY_SERVICE,
 ) -> EndpointSlice:
-    family: Family = draw(st.sampled_from([4, 6]))
-    ports = st.builds(EndpointPort, PORT_NAMES, PROTOCOLS, st.sampled_from([8080, 9090]))
+    family: Family = draw(st.sampled_from([4, 4, 4, 6]))
+    ports = st.builds(_endpoint_port, PORTS, st.sampled_from([8080, 9090]))
+    size = draw(st.sampled_from([3, 4, 3, 2, 1, 0]))
     return EndpointSlice(
         draw(names),
         draw(services),
         family,
-        tuple(draw(st.lists(ports, max_size=3, unique_by=lambda port: (port.name, port.protocol)))),
+        tuple(draw(st.lists(ports, min_size=size, max_size=size, unique_by=lambda p: (p.name, p.protocol)))),
         tuple(draw(endpoints(family))),
-        ignored=not draw(st.integers(0, 9)),
+        ignored=draw(SELDOM),
     )
+
+
+@st.composite
+def slice_lists(draw: st.DrawFn, service: ObjectName) -> list[EndpointSlice]:
+    """The slices of one Service, sorted by name."""
+    names = SLICES[: draw(st.sampled_from([2, 1, 1, 2, 3, 0]))]
+    return [draw(slices(st.just(name), st.just(service))) for name in names]
 
 
 @st.composite
@@ -122,21 +151,15 @@ def services(
     names: st.SearchStrategy[ObjectName] = ANY_SERVICE,
     modes: st.SearchStrategy[str | None] = NO_MODE,
 ) -> Service:
-    name = draw(names)
-    families = draw(FAMILIES)
-    ports = st.builds(
-        ServicePort, PORT_NAMES, PROTOCOLS, st.sampled_from([53, 80]), st.sampled_from([0, 0, 30000, 30001])
-    )
+    ports = st.builds(_service_port, PORTS, st.sampled_from([53, 80]), st.sampled_from([0, 0, 30000, 30001]))
+    size = draw(st.sampled_from([1, 1, 2, 1, 2, 3, 1, 2, 0]))
+    different = (lambda port: (port.name, port.protocol), lambda port: (port.port, port.protocol))
     return Service(
-        name,
-        tuple(
-            draw(
-                st.lists(ports, max_size=3, unique_by=(lambda p: (p.name, p.protocol), lambda p: (p.port, p.protocol)))
-            )
-        ),
-        type=draw(st.sampled_from(["ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer", "ExternalName"])),
-        cluster_ips=tuple(draw(st.sampled_from(CLUSTER_IPS[family])) for family in families),
-        headless=not draw(st.integers(0, 9)),
+        draw(names),
+        tuple(draw(st.lists(ports, min_size=size, max_size=size, unique_by=different))),
+        type=draw(st.sampled_from(["ClusterIP", "NodePort", *["LoadBalancer"] * 8, "ExternalName"])),
+        cluster_ips=tuple(draw(st.sampled_from(CLUSTER_IPS[family])) for family in draw(FAMILIES)),
+        headless=draw(SELDOM),
         external_ips=draw(some(EXTERNAL_IPS)),
         load_balancer_ips=draw(some(LOAD_BALANCER_IPS)),
         source_ranges=draw(some(RANGES)),
@@ -144,7 +167,7 @@ def services(
         internal_local=draw(mostly(False)),
         affinity_timeout=draw(st.sampled_from([0, 10800])),
         health_check_node_port=draw(st.sampled_from([0, 32000])),
-        ignored=not draw(st.integers(0, 9)),
+        ignored=draw(SELDOM),
         scheduler=draw(st.sampled_from([None, Scheduler.MAGLEV])),
         proxy_mode=draw(modes),
     )

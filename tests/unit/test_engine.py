@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from msgspec.structs import replace
 
+from bpfproxy.diff import Phase, diff_keys
 from bpfproxy.engine import Engine
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import ObjectKey, Update
-from bpfproxy.model.frontend import Frontend, HealthCheck
+from bpfproxy.model.frontend import Frontend, HealthCheck, ServicePlan
 from bpfproxy.model.service import (
     Endpoint,
     EndpointPort,
@@ -23,7 +24,7 @@ from bpfproxy.model.service import (
     ServicePort,
 )
 from bpfproxy.plan import NodeConfig
-from bpfproxy.proxiers.base import Op
+from bpfproxy.proxiers.base import Key, Op, Row, Rows
 from tests.unit.simproxier import (
     DiedError,
     FrontendRow,
@@ -128,6 +129,19 @@ class TestSync:
         assert [type(op.key) for op in world.proxier.ops] == [SetName]
         assert world.backends(WEB_IP) == ["10.0.0.1:8080"]
 
+    def test_it_compares_the_rows_of_that_service_alone(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        compared: list[Key] = []
+
+        def noting(applied: Rows, goal: Mapping[Key, Row | None], phase: Phase) -> list[Op]:
+            compared.extend(goal)
+            return diff_keys(applied, goal, phase)
+
+        monkeypatch.setattr("bpfproxy.engine.diff_keys", noting)
+        world.engine.update(Update((endpoints("web", "10.0.0.1"),)))
+        world.engine.sync()
+        assert WEB_IP in compared
+        assert DNS_IP not in compared
+
     def test_nothing_to_do(self, world: World) -> None:
         report = world.engine.sync()
         assert (report.planned, report.ops, report.frontends) == (0, 0, frozenset())
@@ -225,6 +239,11 @@ class TestNode:
         assert world.engine.sync().planned == 2
         assert world.engine.sync().planned == 0
 
+    def test_what_matters_is_not_forgotten_over_what_does_not(self, world: World) -> None:
+        world.engine.set_node(replace(NODE, zone="east"))
+        world.engine.set_node(replace(NODE, zone="east", addresses=frozenset()))
+        assert world.engine.sync().planned == 2
+
     def test_an_equal_configuration_is_no_work(self, world: World) -> None:
         world.engine.set_node(replace(NODE))
         report = world.engine.sync()
@@ -289,6 +308,20 @@ class TestFailures:
         world.proxier.die_after = None
         assert world.engine.sync().ops == 1
         assert (world.backends(WEB_IP), world.backends(DNS_IP)) == (["10.0.0.8:8080"], ["10.0.0.9:8080"])
+
+    def test_a_change_outlives_an_exception_in_rendering(self, world: World) -> None:
+        render = world.proxier.render
+
+        def broken(plan: ServicePlan) -> dict[Key, Row]:
+            raise ArithmeticError
+
+        world.engine.update(Update((endpoints("web", "10.0.0.9"),)))
+        world.proxier.render = broken  # type: ignore[method-assign]
+        with pytest.raises(ArithmeticError):
+            world.engine.sync()
+        world.proxier.render = render  # type: ignore[method-assign]
+        assert world.engine.sync().ops == 1
+        assert world.backends(WEB_IP) == ["10.0.0.9:8080"]
 
 
 class TestRestart:
@@ -389,6 +422,7 @@ class TestSeveralProxiers:
         pair.engine.update(Update((replace(WEB, proxy_mode="two"),)))
         pair.engine.sync()
         pair.engine.update(Update((WEB,)))
+        pair.engine.sync()
         pair.engine.sync()
         assert WEB_IP in pair.kernels["one"]
         assert not [key for key in pair.kernels["two"] if not isinstance(key, NodeAddress)]

@@ -8,14 +8,16 @@ from contextlib import suppress
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfproxy.engine import Engine
 from bpfproxy.model.event import Kind, Object, ObjectKey, Update
-from bpfproxy.model.service import EndpointSlice, Service
+from bpfproxy.model.frontend import Frontend, ServicePlan
+from bpfproxy.model.service import EndpointSlice, ObjectName, Service
 from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Op
-from tests.unit.simproxier import DiedError, Kernel, SimProxier, assert_sound
-from tests.unit.strategies import MODES, SERVICES, SLICES, nodes, services, slices
+from tests.unit.simproxier import DiedError, Kernel, SimProxier, assert_sound, leads_to
+from tests.unit.strategies import MODES, SERVICES, SLICES, nodes, services, slice_lists, slices
 
 
 class Sync(Struct, frozen=True):
@@ -36,11 +38,18 @@ class Restart(Struct, frozen=True):
     first: int
 
 
+class Move(Struct, frozen=True):
+    """Another proxier for a Service."""
+
+    service: ObjectName
+    mode: str | None
+
+
 class Resync(Struct, frozen=True):
     """Read back, and sync."""
 
 
-Event = Service | EndpointSlice | ObjectKey | NodeConfig | Sync | Crash | Restart | Resync
+Event = Service | EndpointSlice | ObjectKey | NodeConfig | Move | Sync | Crash | Restart | Resync
 
 CHANGES: st.SearchStrategy[Event] = st.one_of(
     services(modes=st.sampled_from([None, None, None, "two", "three"])),
@@ -48,6 +57,7 @@ CHANGES: st.SearchStrategy[Event] = st.one_of(
     slices(),
     st.sampled_from([ObjectKey("Service", name) for name in SERVICES]),
     st.sampled_from([ObjectKey("EndpointSlice", name) for name in SLICES]),
+    st.builds(Move, st.sampled_from(SERVICES), st.sampled_from([None, "two"])),
     nodes(),
 )
 SYNCS: st.SearchStrategy[Event] = st.one_of(
@@ -57,18 +67,25 @@ SYNCS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Restart, st.integers(0, 6)),
     st.just(Resync()),
 )
+WORLDS: st.SearchStrategy[list[Event]] = st.tuples(
+    st.tuples(*(services(names=st.just(name)) for name in SERVICES)), slice_lists(SERVICES[0]), nodes()
+).map(lambda world: [*world[0], *world[1], world[2]])
+"""Something to begin with."""
 HISTORIES = st.lists(st.one_of(CHANGES, CHANGES, SYNCS), max_size=16)
 
 
 class History:
     """Plays events on one engine after the other, over kernels that stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, world: list[Event]) -> None:
         self.objects: dict[ObjectKey, Object] = {}
         self.node = NodeConfig("n1")
         self.kernels: dict[str, Kernel] = {mode: {} for mode in MODES}
         self.boot()
         self.engine.update(Update(complete=True))
+        for event in world:
+            self.play(event)
+        self.sync()
 
     def boot(self) -> None:
         self.proxiers = {mode: SimProxier(mode, self.kernels[mode], assert_sound) for mode in MODES}
@@ -83,6 +100,10 @@ class History:
             case NodeConfig():
                 self.node = event
                 self.engine.set_node(event)
+            case Move(name, mode):
+                former = self.objects.get(ObjectKey("Service", name))
+                if isinstance(former, Service):
+                    self.play(replace(former, proxy_mode=mode))
             case Sync(refused):
                 self.sync(refused)
             case Resync():
@@ -106,17 +127,27 @@ class History:
             turn += 1
             return turn in refused
 
-        before = {mode: dict(kernel) for mode, kernel in self.kernels.items()}
         wanted = from_scratch(self.objects.values(), self.node)
-
+        served = self.served() if self.engine.pending == 0 else {}
         for mode, proxier in self.proxiers.items():
             proxier.refuses = refuses
-            proxier.look = RightBackends(before[mode], self.engine, proxier)
+            proxier.look = Watch(self, proxier, dict(self.kernels[mode]), served)
         self.engine.sync()
         for proxier in self.proxiers.values():
             proxier.refuses, proxier.look = lambda op: False, assert_sound
         if self.engine.pending == 0:
             assert self.kernels == wanted
+
+    def served(self) -> dict[ObjectName, set[Frontend]]:
+        """Who is served where, by whichever proxier."""
+        found: dict[ObjectName, set[Frontend]] = {}
+        for kernel in self.kernels.values():
+            for frontend, members in leads_to(kernel).items():
+                found.setdefault(members.service_port.service, set()).add(frontend)
+        return found
+
+    def plans(self) -> dict[ObjectName, ServicePlan]:
+        return {name: plan for name in SERVICES if (plan := self.engine.plan_of(name))}
 
     def crash(self, ops: int) -> None:
         for proxier in self.proxiers.values():
@@ -136,21 +167,22 @@ class History:
         self.engine.update(Update(everything[first:], complete=True))
 
 
-class RightBackends:
-    """After every op every row is either what it was or what it is to be, and no frontend leads nowhere."""
+class Watch(Struct):
+    """After every op: every row is either what it was or what it is to be, no frontend leads nowhere, and what was
+    served and shall be is served, also on its way from one proxier to another."""
 
-    def __init__(self, before: Kernel, engine: Engine, proxier: SimProxier) -> None:
-        self.before = before
-        self.engine = engine
-        self.proxier = proxier
+    history: History
+    proxier: SimProxier
+    before: Kernel
+    served: dict[ObjectName, set[Frontend]]
 
     def __call__(self, kernel: Kernel) -> None:
         assert_sound(kernel)
-        wanted = self.proxier.render_node(self.engine.node_plan)
-        for name in SERVICES:
-            plan = self.engine.plan_of(name)
-            if plan is not None:
-                wanted.update(self.proxier.render(plan))
+        wanted = self.proxier.render_node(self.history.engine.node_plan)
+        served = self.history.served()
+        for name, plan in self.history.plans().items():
+            wanted.update(self.proxier.render(plan))
+            assert self.served.get(name, set()) & plan.frontends.keys() <= served.get(name, set())
         for key, row in kernel.items():
             assert row in (self.before.get(key), wanted.get(key))
 
@@ -163,10 +195,10 @@ def from_scratch(objects: Iterable[Object], node: NodeConfig) -> dict[str, Kerne
     return kernels
 
 
-@settings(max_examples=250, deadline=None)
-@given(HISTORIES)
-def test_any_history_ends_as_from_scratch(events: list[Event]) -> None:
-    history = History()
+@settings(max_examples=300, deadline=None)
+@given(WORLDS, HISTORIES)
+def test_any_history_ends_as_from_scratch(world: list[Event], events: list[Event]) -> None:
+    history = History(world)
     for event in events:
         history.play(event)
     history.sync()
@@ -182,12 +214,9 @@ def test_any_history_ends_as_from_scratch(events: list[Event]) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(CHANGES, max_size=8), st.lists(CHANGES, max_size=6))
-def test_changed_and_changed_back_is_no_op(first: list[Event], events: list[Event]) -> None:
-    history = History()
-    for event in first:
-        history.play(event)
-    history.sync()
+@given(WORLDS, st.lists(CHANGES, max_size=6))
+def test_changed_and_changed_back_is_no_op(world: list[Event], events: list[Event]) -> None:
+    history = History(world)
     objects, node = dict(history.objects), history.node
     for event in events:
         history.play(event)
@@ -198,12 +227,9 @@ def test_changed_and_changed_back_is_no_op(first: list[Event], events: list[Even
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(CHANGES, max_size=10), st.lists(CHANGES, max_size=6))
-def test_a_restart_applies_the_difference_alone(first: list[Event], events: list[Event]) -> None:
-    history = History()
-    for event in first:
-        history.play(event)
-    history.sync()
+@given(WORLDS, st.lists(CHANGES, max_size=6))
+def test_a_restart_applies_the_difference_alone(world: list[Event], events: list[Event]) -> None:
+    history = History(world)
     stays = {mode: dict(kernel) for mode, kernel in history.kernels.items()}
     for event in events:
         history.play(event)

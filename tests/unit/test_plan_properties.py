@@ -10,12 +10,10 @@ from bpfproxy.model.service import EndpointSlice, ObjectName, Service
 from bpfproxy.plan import NodeConfig, PlanIndex, plan_service
 from tests.unit import oracle
 from tests.unit.oracle import Answer, Client, Place
-from tests.unit.strategies import SERVICES, SLICES, nodes, services, slices
+from tests.unit.strategies import SERVICES, SLICES, nodes, services, slice_lists, slices
 
 ONE = SERVICES[0]
-ITS_SLICES = st.lists(slices(services=st.sampled_from([ONE])), max_size=3, unique_by=lambda item: item.name).map(
-    lambda items: sorted(items, key=lambda item: item.name)
-)
+ITS_SLICES = slice_lists(ONE)
 
 
 def met_by(client: Client, plan: ServicePlan | None, node: NodeConfig) -> dict[Place, Answer]:

@@ -227,6 +227,15 @@ class TestRule4Endpoints:
 def test_rule_5_slices_are_merged_and_sorted() -> None:
     slices = [
         endpoint_slice(endpoint("10.0.0.3"), endpoint("10.0.0.1")),
+        endpoint_slice(endpoint("10.0.0.4", "n2"), endpoint("10.0.0.2"), name="web-2"),
+    ]
+    found = specs(plan(PLAIN, *slices))[CLUSTER_IP]
+    assert texts(found.backends) == ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"]
+
+
+def test_rule_5_an_endpoint_may_be_in_two_slices() -> None:
+    slices = [
+        endpoint_slice(endpoint("10.0.0.3"), endpoint("10.0.0.1")),
         endpoint_slice(endpoint("10.0.0.2"), endpoint("10.0.0.1"), name="web-2"),
     ]
     found = specs(plan(PLAIN, *slices))[CLUSTER_IP]
@@ -440,6 +449,16 @@ class TestRule17HealthCheck:
         ]
         found = plan(replace(self.SERVICE, ports=ports), *slices)
         assert found.health_check == HealthCheck(WEB, 32000, 1)
+
+    def test_addresses_of_all_ports_and_families_count(self) -> None:
+        ports = (ServicePort("http", TCP, 80), ServicePort("dns", UDP, 53))
+        slices = [
+            endpoint_slice(endpoint("10.0.0.1")),
+            endpoint_slice(endpoint("10.0.0.2"), name="web-2", port_name="dns", protocol=UDP),
+            endpoint_slice(endpoint("fd00::1"), name="web-3", family=6),
+        ]
+        service = replace(self.SERVICE, ports=ports, cluster_ips=(*PLAIN.cluster_ips, parse_address("fd30::1")))
+        assert plan(service, *slices).health_check == HealthCheck(WEB, 32000, 3)
 
     @pytest.mark.parametrize("change", [{"external_local": False}, {"type": "NodePort"}, {"health_check_node_port": 0}])
     def test_only_load_balancers_with_a_local_policy_have_one(self, change: dict[str, object]) -> None:

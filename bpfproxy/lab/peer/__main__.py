@@ -36,6 +36,8 @@ class Peer:
                 return self.sockets.open(**command)
             case "exchange":
                 return self.sockets.exchange(**command)
+            case "listen":
+                return self.sockets.listen(**command)
             case "close":
                 return self.sockets.close(**command)
             case "bind":

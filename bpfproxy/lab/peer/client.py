@@ -169,6 +169,14 @@ class Sockets:
         except OSError as error:
             return {"error": error_name(error)}
 
+    def listen(self, name: str) -> str:
+        """Wait for a datagram that nobody asked for; returns the name of the error that came instead, or ""."""
+        try:
+            self._flows[name].socket.recv(_LIMIT)
+        except OSError as error:
+            return error_name(error)
+        return ""
+
     def close(self, name: str) -> str:
         """Close a flow."""
         self._flows.pop(name).close()

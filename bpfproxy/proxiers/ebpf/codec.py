@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from bpfproxy.datapath import abi
-from bpfproxy.model.address import V4_MAPPED_PREFIX, Address, from_v4_mapped, v4_mapped
+from bpfproxy.model.address import V4_MAPPED_PREFIX, Address, Family, from_v4_mapped, v4_mapped
 from bpfproxy.model.frontend import (
     Backend,
     Frontend,
@@ -130,14 +130,15 @@ def decode_frontend_key(family: int, key: bytes | memoryview) -> Frontend:
     return Frontend(Address(address), int.from_bytes(port), Protocol(protocol), Scope(scope))
 
 
-def affinity_group(name: ServicePortName) -> int:
-    """What all frontends of a ServicePort share (rule 15). A digest needs no allocation and outlives a restart."""
-    return int.from_bytes(blake2b(str(name).encode(), digest_size=8).digest(), "little")
+def affinity_group(name: ServicePortName, family: Family) -> int:
+    """What all frontends of a ServicePort share (rule 15), in one family: the backends of the other are none for its
+    clients. A digest needs no allocation and outlives a restart."""
+    return int.from_bytes(blake2b(f"{name}/v{family}".encode(), digest_size=8).digest(), "little")
 
 
 def encode_frontend(row: FrontendRow, set_id: int, frontend_id: int) -> bytes:
     """The value in frontends4 or frontends6."""
-    group = affinity_group(row.set.service_port) if row.affinity_timeout else 0
+    group = affinity_group(row.set.service_port, row.set.family) if row.affinity_timeout else 0
     flags = _SCOPED if row.scoped else 0
     return FRONTEND.pack(set_id, frontend_id, group, row.affinity_timeout, row.kind, flags, row.masquerade, 0)
 
