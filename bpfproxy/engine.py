@@ -155,13 +155,7 @@ class Engine:
         unknown_modes = self._stage(self._unstaged)
         self._unstaged = {}
         self._stage_node()
-        prune = self._store.complete
-        if prune and not self._pruned:
-            for tables in self._tables.values():
-                tables.compare_all = True
-        ops = sum(tables.apply(prune=prune) for tables in self._tables.values())
-        ops += sum(tables.apply(prune=prune) for tables in self._release_moved())
-        self._pruned = prune
+        ops = self._apply(prune=self._store.complete)
         return SyncReport(
             planned=len(plans),
             frontends=delta.frontends,
@@ -173,6 +167,20 @@ class Engine:
             service_events=changes.service_events,
             endpoint_events=changes.endpoint_events,
         )
+
+    def _apply(self, *, prune: bool) -> int:
+        """Bring all proxiers to what is staged. Returns how many ops were carried out."""
+        everyone = self._tables.values()
+        ops = 0
+        if prune and not self._pruned:
+            if len(everyone) > 1:  # a Service may have moved while nobody looked
+                ops = sum(tables.apply(prune=False) for tables in everyone)
+            for tables in everyone:
+                tables.compare_all = True
+        ops += sum(tables.apply(prune=prune) for tables in everyone)
+        ops += sum(tables.apply(prune=prune) for tables in self._release_moved())
+        self._pruned = prune
+        return ops
 
     def _stage(self, plans: Mapping[ObjectName, ServicePlan | None]) -> tuple[UnknownMode, ...]:
         """Render changed plans for the proxiers that are to serve them, or still do."""

@@ -21,11 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from bpfproxy.api import open_view
 from bpfproxy.lab import remains
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import SPOTS, Family
-from bpfproxy.lab.node import LoaderName, translations
+from bpfproxy.lab.node import LoaderName
 from bpfproxy.lab.place import PROJECT, Flow, Outcome, Protocol
 
 EXAMPLES = PROJECT / "examples"
@@ -125,12 +124,6 @@ def travel(lab: Lab, trip: Trip, counters: Callable[[], Counter[str]]) -> Result
     return Result(trip, outcomes, counters() - before)
 
 
-def counters_of(state_dir: Path) -> Callable[[], Counter[str]]:
-    """A reader of the datapath's own counters."""
-    view = open_view(state_dir)
-    return lambda: translations(view.node().metrics)
-
-
 def table(results: Iterable[Result]) -> Table:
     """Results for people."""
     made = Table(title="What was asked, and who answered", title_justify="left")
@@ -188,7 +181,7 @@ def run(console: Console) -> list[Result]:
             lab.agent(node, manifests=EXAMPLES, loader=loader).start()
             say(f"agent of {node} serves {EXAMPLES.name}/ (loader {loader})")
         wanted = list(trips(documents(EXAMPLES)))
-        counters = {node: counters_of(lab.agents[node].state) for node in LOADERS}
+        counters = {node: lab.agents[node].translations() for node in LOADERS}
         results = []
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True) as progress:

@@ -9,11 +9,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bpfproxy.api import open_view
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.lab.place import spawn
 from bpfproxy.lab.topology import Topology
@@ -21,11 +22,6 @@ from bpfproxy.lab.wait import wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
 READY = re.compile(r"\bevent=ready\b")
-
-
-def translations(metrics: Mapping[str, Mapping[str, int]]) -> Counter[str]:
-    """How often each hook has translated an address, of the metrics that `bpfproxy stats` shows."""
-    return Counter({hook: counts.get("translated", 0) + counts.get("reused", 0) for hook, counts in metrics.items()})
 
 
 class AgentError(Exception):
@@ -149,6 +145,18 @@ class Agent:
         if done.returncode != 0:
             raise AgentError(f"{self.node}: {' '.join(arguments)}: status {done.returncode}: {done.stderr}")
         return json.loads(done.stdout)
+
+    def translations(self) -> Callable[[], Counter[str]]:
+        """A reader of how often each hook has translated an address, by the datapath's own counters."""
+        view = open_view(self.state)
+
+        def read() -> Counter[str]:
+            metrics = view.node().metrics
+            return Counter(
+                {hook: count.get("translated", 0) + count.get("reused", 0) for hook, count in metrics.items()}
+            )
+
+        return read
 
     def cleanup(self) -> subprocess.CompletedProcess[str]:
         """`bpfproxy cleanup` of this node."""

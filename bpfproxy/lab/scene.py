@@ -82,15 +82,22 @@ class Scene:
         """Wait until new connections are answered by these places and no others, in all families and ports; without
         places until they are refused."""
 
+        def answered_by(sockets: int, port: int, family: Family) -> set[str]:
+            return set(self.shares(sockets, 0.1, port=port, client=client, family=family))
+
         def settled() -> bool:
-            return all(
-                set(self.shares(port=port, client=client, family=family)) == wanted
-                for port in range(len(self.service.ports))
-                for family in self.service.families
+            ways = [(port, family) for port in range(len(self.service.ports)) for family in self.service.families]
+            # One request first, since those that nobody answers take their time.
+            return all(answered_by(1, *way) <= wanted for way in ways) and all(
+                answered_by(48, *way) == wanted for way in ways
             )
 
         wanted = set(places or ["ECONNREFUSED"])
         wait_until(settled, timeout, f"{self.case.name} is answered by {wanted}")
+
+    def vanish(self, timeout: float = 10.0) -> None:
+        """Wait until node1 does not answer for the Service any more."""
+        wait_until(lambda: self.ask(client="node1")[0].error == "ENETUNREACH", timeout, f"{self.case.name} is gone")
 
 
 def _talk(port: Port) -> Talk:

@@ -61,7 +61,7 @@ def test_churn(running: Lab, scheduler: Scheduler) -> None:
         assert report.answered == report.sent > ROUNDS
     for one in aborted:
         report = one.stop()
-        # A connected UDP socket is told when its backend goes: while it waits by the first, when it sends by the second.
+        # A connected UDP socket is told when its backend goes: by the first if it waits, by the second if it sends.
         assert set(report.errors) <= {"ECONNABORTED", "EDESTADDRREQ"}
         assert report.answered > ROUNDS
 

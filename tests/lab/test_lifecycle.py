@@ -108,14 +108,18 @@ def test_a_restart_breaks_nothing_and_applies_what_changed_meanwhile(
 
 
 def test_killed_again_and_again_under_load(lab: Lab, scene: Scene, agent: Agent) -> None:
+    """At every stage of its start."""
     with traffic(scene):
-        for _ in range(3):
+        for stage in ("event=loaded", "event=started", "event=attached", "event=sync", "event=ready"):
             agent.kill()
+            offset = len(agent.said())
             agent.launch()
-            wait_until(lambda: agent.running and links(lab), 10, "it runs")
-            agent.kill()
-            agent.start()
+            wait_until(lambda offset=offset, stage=stage: stage in agent.said(offset), 20, stage)  # type: ignore[misc]
+        agent.kill()
         scene.settle("pod1a", "pod2a")
+        agent.start()
+        scene.put("pod1b", "pod2a")
+        scene.settle("pod1b", "pod2a")
 
 
 def test_the_other_loader_takes_over(lab: Lab, scene: Scene, agent: Agent) -> None:

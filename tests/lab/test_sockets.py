@@ -12,7 +12,6 @@ from bpfproxy.lab import manifests
 from bpfproxy.lab.cases import Endpoint, Port, Service, Talk
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import SPOTS, Family
-from bpfproxy.lab.node import translations
 from bpfproxy.lab.place import Flow, Outcome
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
@@ -47,23 +46,14 @@ def make(running: Lab) -> Iterator[MakeScene]:
     for scene in made:
         scene.remove()
     for scene in made:
-        wait_until(lambda scene=scene: _untouched(scene), 10, f"{scene.case.name} is gone")  # type: ignore[misc]
+        scene.vanish()
     busy = [name for place in running.places.values() for name in place.busy()]
     assert not busy, "sockets and loads that the test left"
-
-
-def _untouched(scene: Scene) -> bool:
-    [outcome] = scene.ask(timeout=0.2)
-    return outcome.error in ("ENETUNREACH", "TIMEOUT")
 
 
 def place_of(outcome: Outcome) -> str:
     assert outcome.reply is not None, outcome.error
     return outcome.reply.place
-
-
-def hook_counts(lab: Lab) -> Counter[str]:
-    return translations(lab.agents["node1"].look("stats")["metrics"])
 
 
 # Without a name for the sender, recvmsg has nothing to translate, so a server's sockets do not count.
@@ -89,11 +79,11 @@ def test_hooks_translate_and_count(
     scene = make(Service(BOTH))
     scene.put("pod1a", "pod2a")
     scene.settle("pod1a", "pod2a", client=client)
-    before = hook_counts(running)
+    count = running.agents["node1"].translations()
+    before = count()
     port = UDP if talk.startswith("udp") else TCP
     assert set(scene.shares(32, talk=talk, port=port, client=client, family=family)) == {"pod1a", "pod2a"}
-    after = hook_counts(running)
-    assert after - before == Counter(dict.fromkeys(hooks, 32))
+    assert count() - before == Counter(dict.fromkeys(hooks, 32))
 
 
 class TestBind:

@@ -402,6 +402,21 @@ class TestSeveralProxiers:
             assert log.index(f"{new}: active") < log.index(f"{old}: -Frontend")
             assert (WEB_IP in pair.kernels[old], WEB_IP in pair.kernels[new]) == (False, True)
 
+    def test_a_move_over_a_restart(self, pair: World) -> None:
+        engine = pair.boot()
+        log: list[str] = []
+        for proxier in pair.proxiers.values():
+            proxier.log = log
+        engine.update(Update((replace(WEB, proxy_mode="two"), WEB_SLICE, DNS, DNS_SLICE), complete=True))
+        assert engine.sync().ops == 4
+        assert [line for line in log if "active" not in line] == [
+            "two: +SetName",
+            "two: +Frontend",
+            "one: -Frontend",
+            "one: -SetName",
+        ]
+        assert log.index("two: active") < log.index("one: -Frontend")
+
     def test_the_old_one_serves_and_follows_until_the_new_one_can(self, pair: World) -> None:
         two = pair.proxiers["two"]
         two.refuses = lambda op: isinstance(op.row, FrontendRow)

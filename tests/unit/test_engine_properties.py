@@ -91,6 +91,7 @@ class History:
         self.proxiers = {mode: SimProxier(mode, self.kernels[mode], assert_sound) for mode in MODES}
         self.engine = Engine(self.proxiers, MODES[0], self.node)
         self.engine.start()
+        self.fresh = True
 
     def play(self, event: Event) -> None:
         match event:
@@ -108,6 +109,7 @@ class History:
                 self.sync(refused)
             case Resync():
                 self.engine.resync()
+                self.fresh = False
             case Crash(ops):
                 self.crash(ops)
                 self.boot()
@@ -128,7 +130,9 @@ class History:
             return turn in refused
 
         wanted = from_scratch(self.objects.values(), self.node)
-        served = self.served() if self.engine.pending == 0 else {}
+        # What a refusal does to a Service that moved over a restart is not promised.
+        served = self.served() if self.engine.pending == 0 and not (self.fresh and refused) else {}
+        self.fresh = False
         for mode, proxier in self.proxiers.items():
             proxier.refuses = refuses
             proxier.look = Watch(self, proxier, dict(self.kernels[mode]), served)
