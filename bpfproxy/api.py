@@ -127,7 +127,7 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
         proxiers = parts.open_proxiers()
         for proxier in proxiers.values():
             stack.callback(proxier.close)
-        config = node_config(settings, settings.node, parts.node_addresses())
+        config = node_config(settings, settings.node, parts.node_addresses(), state=parts.network())
         engine = Engine({mode: wrap(proxier) for mode, proxier in proxiers.items()}, settings.proxy_mode, config)
         engine.start()
         yield engine

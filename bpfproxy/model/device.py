@@ -44,6 +44,15 @@ class NodeNetwork(Struct, frozen=True):
     kernel prefers as a source."""
 
 
+class NetworkState(Struct, frozen=True):
+    """The node's devices, and the age of what is known of the ways to other hosts."""
+
+    network: NodeNetwork = NodeNetwork()
+    route_generation: int = 0
+    """Another one with each change of routes, neighbours or links, by which a next hop that somebody remembers may be
+    wrong. From 1, and larger than those of earlier runs; 0: not followed."""
+
+
 class DeviceRole(IntEnum):
     """What a device leads to."""
 

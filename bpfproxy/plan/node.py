@@ -11,7 +11,7 @@ from msgspec import Struct
 from bpfproxy.config import Settings
 from bpfproxy.errors import InputError
 from bpfproxy.model.address import Address, Family, Network, contains, family_of
-from bpfproxy.model.device import NodeNetwork
+from bpfproxy.model.device import NetworkState
 from bpfproxy.model.frontend import NodePlan
 from bpfproxy.model.service import Node
 from bpfproxy.plan.devices import DevicePolicy, device_policy, plan_devices
@@ -41,12 +41,10 @@ class NodeConfig(Struct, frozen=True):
     """On the node's interfaces."""
     primary: tuple[Address, ...] = ()
     """The Node object's first InternalIP of each family."""
-    network: NodeNetwork = NodeNetwork()
+    state: NetworkState = NetworkState()
     """The node's devices."""
     devices: DevicePolicy = DevicePolicy()
     """Which of them take part."""
-    route_generation: int = 0
-    """See `NodePlan.route_generation`."""
 
     def detects_local(self, family: Family) -> bool:
         """Whether pods can be told from other clients in `family`."""
@@ -68,7 +66,9 @@ class NodeConfig(Struct, frozen=True):
 def plan_node(config: NodeConfig) -> NodePlan:
     """On which addresses NodePorts answer (rule 14), and what is done on which device."""
     addresses, localhost = _node_port_addresses(config)
-    return NodePlan(addresses, localhost, plan_devices(config.devices, config.network), config.route_generation)
+    return NodePlan(
+        addresses, localhost, plan_devices(config.devices, config.state.network), config.state.route_generation
+    )
 
 
 def _node_port_addresses(config: NodeConfig) -> tuple[frozenset[Address], tuple[Family, ...]]:
@@ -96,11 +96,10 @@ def node_config(
     name: str,
     addresses: Iterable[Address],
     node: Node | None = None,
-    network: NodeNetwork | None = None,
-    route_generation: int = 0,
+    state: NetworkState | None = None,
 ) -> NodeConfig:
     """The configuration of the node `name` with `addresses` on its interfaces, as far as its Node object is known.
-    Without a `network` no device takes part.
+    Without a `state` of its network no device takes part.
 
     Raises InputError on a bad setting.
     """
@@ -112,9 +111,8 @@ def node_config(
         node_port_ranges=parse_node_port_addresses(settings.nodeport_addresses),
         addresses=frozenset(addresses),
         primary=_first_of_each_family(node.addresses if node else ()),
-        network=network or NodeNetwork(),
+        state=state or NetworkState(),
         devices=device_policy(settings),
-        route_generation=route_generation,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from bpfproxy.config import Acceleration, Settings
 from bpfproxy.errors import InputError
 from bpfproxy.model.address import parse_address
-from bpfproxy.model.device import Device, DevicePlan, DeviceRole, NodeNetwork, Xdp
+from bpfproxy.model.device import Device, DevicePlan, DeviceRole, NetworkState, NodeNetwork, Xdp
 from bpfproxy.plan import NodeConfig, plan_node
 from bpfproxy.plan.devices import POD_DEVICES, DevicePolicy, device_policy, plan_devices
 
@@ -164,7 +164,7 @@ def test_the_settings_reach_the_plan() -> None:
     policy = device_policy(Settings(device=("eth*",), pod_device=("pod*",), acceleration="tc"))
     assert policy == DevicePolicy(("eth*",), ("pod*",), "tc")
     network = NodeNetwork((LO, ETH0, Device(5, "pod1a", "veth")), frozenset((2,)))
-    plan = plan_node(NodeConfig("n1", network=network, devices=policy, route_generation=7))
+    plan = plan_node(NodeConfig("n1", state=NetworkState(network, 7), devices=policy))
     assert [(device.name, device.role) for device in plan.devices] == [("eth0", UPLINK), ("pod1a", POD)]
     assert plan.route_generation == 7
 

@@ -4,6 +4,7 @@
     STATE/bpf               a bpffs of our own
     STATE/bpf/maps-VERSION  the service tables and the state of flows
     STATE/bpf/links         the attachments
+    STATE/bpf/clsact        those to devices by clsact, on kernels without tcx
 
 VERSION is a digest of the ABI and the maps' sizes. An agent whose version differs fills maps of its own beside those
 in force, then switches the links over one by one and removes the former maps.
@@ -20,6 +21,7 @@ from typing import Final
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import Finding, probe
@@ -27,6 +29,7 @@ from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -60,7 +63,8 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         grace_period=settings.grace_period,
         activate=datapath.activate,
         destroy_sockets=datapath.destroy_sockets,
-        close=datapath.loaded.close,
+        close=datapath.close,
+        devices=datapath.devices,
     )
 
 
@@ -100,6 +104,7 @@ def cleanup(state_dir: Path) -> list[str]:
         removed: list[str] = []
         top = bpffs.locate(state_dir)
         if top is not None:
+            removed += [f"link {name}" for name in DeviceHooks(top, tcx=True).detach_all()]
             removed += [f"link {name}" for name in attach.detach_all(top / "links")]
             for directory in _map_directories(top):
                 removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
@@ -133,6 +138,8 @@ class _Datapath:
         spec = loader.LoadSpec(constants=constants(settings), sizes=all_sizes, pin_dir=self._maps)
         self.loaded = loader.load(spec, settings.loader)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
+        programs = take_programs(self.loaded.programs)
+        self.devices = DeviceTable(DeviceHooks(self._top), programs, held=bool(self._replaces)) if programs else None
 
     def activate(self, complete: bool) -> None:
         """Attach the programs, or switch the links to them. Does its work once."""
@@ -143,12 +150,20 @@ class _Datapath:
             attach.attach(self._links, program.name, program, target)
             for program in attach.in_order(self.loaded.programs.values())
         ]
+        if self.devices:
+            self.devices.release()
         self.loaded.close_programs()
         for former in self._replaces:
             bpffs.remove_tree(former)
         self._replaces = []
         changed = sum(outcome is not attach.Outcome.UNCHANGED for outcome in outcomes)
         log.info("event=attached cgroup=%s links=%d changed=%d", self._cgroup, len(outcomes), changed)
+
+    def close(self) -> None:
+        """Release all descriptors; what is attached stays."""
+        if self.devices:
+            self.devices.close()
+        self.loaded.close()
 
     def destroy_sockets(self, gone: Mapping[int, Gone]) -> None:
         """End connected UDP sockets, so that their owners connect again and get a live backend."""
