@@ -110,6 +110,28 @@ def standing(directory: Path) -> dict[tuple[Hook, int], int]:
     return found
 
 
+def others(hook: Hook, ifindex: int) -> list[str]:
+    """Names of filters that are not ours: a BPF program's, or the kind of the classifier. Raises DatapathError."""
+    try:
+        with IPRoute() as netlink:
+            found = {
+                (message["info"] >> 16, message["handle"]): _name(message)
+                for message in netlink.get_filters(index=ifindex, parent=_PARENT[hook])
+                if message["handle"] and not _is_ours(message)
+            }
+    except NetlinkError as error:
+        if error.code in _GONE:
+            return []
+        raise DatapathError(f"{_place(hook, ifindex)}: {os.strerror(error.code)}") from error
+    return [found[place] for place in sorted(found)]
+
+
+def _name(message: Any) -> str:
+    options = message.get_attr("TCA_OPTIONS")
+    name = options.get_attr("TCA_BPF_NAME") if message.get_attr("TCA_KIND") == "bpf" and options else None
+    return name or str(message.get_attr("TCA_KIND"))
+
+
 def pinned(directory: Path) -> list[tuple[Hook, int]]:
     """The filters that were attached and not detached, whether they are there or not."""
     if not directory.is_dir():

@@ -47,7 +47,7 @@ class XdpTarget:
             return "the device is gone"
         match error.errno:
             case errno.EBUSY:
-                return f"another XDP program is on it ({_describe(xdp_program(self.ifindex))})"
+                return f"another XDP program is on it ({libbpf.describe_program(xdp_program(self.ifindex))})"
             case errno.ERANGE:
                 return "its MTU is too large for XDP"
             case errno.EOPNOTSUPP:
@@ -122,8 +122,3 @@ def tcx_programs(ifindex: int, direction: Literal["ingress", "egress"]) -> list[
     result = lib().bpf_prog_query(ifindex, kind, 0, ffi.NULL, ids, count)
     libbpf.check(result, f"tc {direction} of {device_name(ifindex)}")
     return list(ids[0 : count[0]])
-
-
-def _describe(program_id: int) -> str:
-    name = libbpf.program_name(program_id)
-    return f"{name}, id {program_id}" if name else f"id {program_id}"

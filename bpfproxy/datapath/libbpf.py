@@ -226,6 +226,12 @@ def program_name(program_id: int) -> str:
         os.close(fd)
 
 
+def describe_program(program_id: int) -> str:
+    """A program's name and id, as far as they are known."""
+    name = program_name(program_id)
+    return f"{name}, id {program_id}" if name else f"id {program_id}"
+
+
 def open_pin(path: os.PathLike[str]) -> int:
     """A descriptor of what is pinned at `path`; raises FileNotFoundError and other OSErrors."""
     return check(lib().bpf_obj_get(os.fsencode(path)), f"opening {path}")

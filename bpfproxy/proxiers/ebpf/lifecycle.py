@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,10 @@ from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import Finding, probe
+from bpfproxy.datapath.probe_device import probe_devices
 from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
@@ -79,9 +81,12 @@ def agent_pid(state_dir: Path) -> int | None:
     return holder(state_dir)
 
 
-def check(settings: Settings) -> list[Finding]:
-    """What this kernel and machine offer, what would be used, and why."""
-    return probe(settings.state_dir, settings.cgroup, settings.loader)
+def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
+    """What this kernel and machine offer, what would be used, and why; `devices` is the plan for those of this node."""
+    return [
+        *probe(settings.state_dir, settings.cgroup, settings.loader),
+        *probe_devices(settings.state_dir, devices, settings.device, host_routing=settings.host_routing),
+    ]
 
 
 def open_view(state_dir: Path) -> View:

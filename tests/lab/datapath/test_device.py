@@ -14,27 +14,11 @@ from bpfproxy.datapath.attach import AttachError, Outcome
 from bpfproxy.datapath.device import Hook, TcxTarget, XdpTarget
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.loader import Loaded
-from bpfproxy.lab import netns
 from bpfproxy.lab.wait import wait_until
 from tests.lab.datapath import devices
 from tests.lab.datapath.devices import Net
 
 Hooks = Callable[..., DeviceHooks]
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with device_test.bpf.c and its object."""
-    directory = tmp_path_factory.mktemp("device")
-    devices.compile_programs(directory)
-    return directory
-
-
-@pytest.fixture
-def node() -> Iterator[Net]:
-    """The namespace that the test's thread is in."""
-    with Net() as made, netns.inside(made.name):
-        yield made
 
 
 @pytest.fixture
@@ -43,31 +27,11 @@ def peer() -> Iterator[Net]:
         yield made
 
 
-@pytest.fixture
-def loaded(compiled: Path, state: Path) -> Iterator[Loaded]:
-    with loader.load(devices.spec(compiled, state / "bpf" / "maps"), "prebuilt") as found:
-        yield found
-
-
-@pytest.fixture
-def other(compiled: Path, state: Path) -> Iterator[Loaded]:
-    """The same programs over the same maps, loaded again: an upgrade, or somebody else's."""
-    with loader.load(devices.spec(compiled, state / "bpf" / "maps"), "prebuilt") as found:
-        yield found
-
-
 @pytest.fixture(params=["tcx", "clsact"])
 def hooks(request: pytest.FixtureRequest, node: Net, state: Path) -> Iterator[DeviceHooks]:
     made = DeviceHooks(state / "bpf", tcx=request.param == "tcx")
     yield made
     made.detach_all()
-
-
-@pytest.fixture
-def others(state: Path) -> Iterator[Path]:
-    """Where somebody else pins links."""
-    yield state / "bpf" / "others"
-    attach.detach_all(state / "bpf" / "others")
 
 
 def program_id(loaded: Loaded, name: str) -> int:
