@@ -21,7 +21,7 @@ from bpfproxy.errors import PermissionsError
 from bpfproxy.model.event import Object, Update
 from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePlan
 from bpfproxy.model.service import ObjectName
-from bpfproxy.plan import Clash, PlanIndex, node_config, plan_node, plan_service
+from bpfproxy.plan import Clash, PlanIndex, device_policy, node_config, plan_devices, plan_node, plan_service
 from bpfproxy.proxiers.base import Key, Proxier, Renderer, Row
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.status import AgentStatus
@@ -127,7 +127,7 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
         proxiers = parts.open_proxiers()
         for proxier in proxiers.values():
             stack.callback(proxier.close)
-        config = node_config(settings, settings.node, parts.node_addresses())
+        config = node_config(settings, settings.node, parts.node_addresses(), state=parts.network())
         engine = Engine({mode: wrap(proxier) for mode, proxier in proxiers.items()}, settings.proxy_mode, config)
         engine.start()
         yield engine
@@ -136,8 +136,10 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
 def check(settings: Settings) -> list[Finding]:
     """What this kernel and machine offer to an agent with `settings`, what would be used, and what follows."""
     from bpfproxy.proxiers.ebpf import lifecycle
+    from bpfproxy.sources.devices import network_state
 
-    return lifecycle.check(settings)
+    network = network_state().network
+    return lifecycle.check(settings, plan_devices(device_policy(settings), network))
 
 
 def open_view(state_dir: Path) -> View:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import socket
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -18,6 +19,7 @@ from bpfproxy.errors import InputError
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
 ProxyMode = Literal["ebpf"]
+Acceleration = Literal["auto", "xdp", "tc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,22 @@ class Settings:
 
     masquerade_all: bool = False
     """Masquerade all traffic to ClusterIPs at packet level."""
+
+    device: tuple[str, ...] = ()
+    """Devices by which clients outside the node come, names or patterns (`eth*`), followed as they come and go;
+    default: those with a default route."""
+
+    pod_device: tuple[str, ...] = ()
+    """Devices that lead to pods of this node, names or patterns: host ends of veths, or bridges that join them;
+    default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
+
+    acceleration: Acceleration = "auto"
+    """Packets from outside are handled by XDP or by tc; auto takes XDP where a network card does it natively, and tc
+    wherever XDP cannot be had."""
+
+    host_routing: bool = False
+    """Send packets straight to the pods of this node, past the stack: NetworkPolicy in FORWARD, conntrack rules and
+    the CNI's masquerading are bypassed."""
 
     cgroup: Path | None = None
     """cgroup v2 directory whose processes the socket-level programs serve; default: the root of the cgroup v2 mount."""
@@ -100,6 +118,10 @@ class Settings:
                 f"--sync-period {self.sync_period:g}: expected at least {_SYNC_PERIOD_MIN:g} seconds"
                 " and no less than --min-sync-period"
             )
+        for name in ("device", "pod_device"):
+            for pattern in getattr(self, name):
+                if not _DEVICE_PATTERN.fullmatch(pattern):
+                    raise InputError(f"{flag(name)} {pattern}: expected a device's name, or a pattern such as eth*")
         self.snat_range()
 
     @property
@@ -117,6 +139,7 @@ class Settings:
 
 _ROWS_MAX = 1 << 28
 _SYNC_PERIOD_MIN = 0.1
+_DEVICE_PATTERN = re.compile(r"[^/:\s]+")
 
 
 def flag(field: str) -> str:

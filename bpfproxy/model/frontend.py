@@ -7,6 +7,7 @@ from enum import IntEnum
 from msgspec import Struct
 
 from bpfproxy.model.address import Address, Family, Network, format_endpoint
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 
 
@@ -160,3 +161,7 @@ class NodePlan(Struct, frozen=True):
     """Addresses of the node on which NodePorts answer, loopback left out (rule 14)."""
     localhost_node_ports: tuple[Family, ...] = ()
     """Families in which NodePorts answer on the loopback addresses as well."""
+    devices: tuple[DevicePlan, ...] = ()
+    """What is done on which device, by index."""
+    route_generation: int = 0
+    """Another one: next hops that the datapath remembers may be wrong. 0: routes are not followed."""

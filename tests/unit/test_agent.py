@@ -23,6 +23,7 @@ from bpfproxy.config import Settings
 from bpfproxy.datapath.lock import StateLock
 from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError
 from bpfproxy.model.address import Address, parse_address
+from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import ObjectKey, Update
 from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
@@ -101,6 +102,7 @@ class World:
         self.proxier = SimProxier("ebpf", {})
         self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
+        self.networks: asyncio.Queue[NetworkState | Exception] = asyncio.Queue()
         self.closed = False
         self.cannot_open: Exception | None = None
 
@@ -115,11 +117,17 @@ class World:
     def node_addresses(self) -> Iterable[Address]:
         return [HERE]
 
+    def network(self) -> NetworkState:
+        return NetworkState(route_generation=1)
+
     def object_source(self, refused: Callable[[InputError], None]) -> Voice[Update]:
         return Voice(self.objects, refused)
 
     def address_source(self) -> Voice[frozenset[Address]]:
         return Voice(self.addresses)
+
+    def network_source(self) -> Voice[NetworkState]:
+        return Voice(self.networks)
 
     def say(self, *objects: Service | Node, removed: tuple[ObjectKey, ...] = (), complete: bool = True) -> None:
         self.objects.put_nowait(Update(tuple(objects), removed, complete))

@@ -42,6 +42,9 @@ class LoadSpec:
     pin_dir: Path
     """A directory of a bpffs. Maps that are pinned there under their names are used again."""
 
+    directory: Path | None = None
+    """Where the files are: sources and compiled objects side by side. None: the package's own."""
+
     def __post_init__(self) -> None:
         fields = {name for name, _ in abi.ffi.typeof("struct config").fields}
         if fields != self.constants.keys():

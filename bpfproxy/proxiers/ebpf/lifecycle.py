@@ -4,6 +4,7 @@
     STATE/bpf               a bpffs of our own
     STATE/bpf/maps-VERSION  the service tables and the state of flows
     STATE/bpf/links         the attachments
+    STATE/bpf/clsact        those to devices by clsact, on kernels without tcx
 
 VERSION is a digest of the ABI and the maps' sizes. An agent whose version differs fills maps of its own beside those
 in force, then switches the links over one by one and removes the former maps.
@@ -13,21 +14,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import Finding, probe
+from bpfproxy.datapath.probe_device import probe_devices
 from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.ebpf import packet
+from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -61,7 +66,8 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         grace_period=settings.grace_period,
         activate=datapath.activate,
         destroy_sockets=datapath.destroy_sockets,
-        close=datapath.loaded.close,
+        close=datapath.close,
+        devices=datapath.devices,
     )
 
 
@@ -76,9 +82,12 @@ def agent_pid(state_dir: Path) -> int | None:
     return holder(state_dir)
 
 
-def check(settings: Settings) -> list[Finding]:
-    """What this kernel and machine offer, what would be used, and why."""
-    return probe(settings.state_dir, settings.cgroup, settings.loader)
+def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
+    """What this kernel and machine offer, what would be used, and why; `devices` is the plan for those of this node."""
+    return [
+        *probe(settings.state_dir, settings.cgroup, settings.loader),
+        *probe_devices(settings.state_dir, devices, settings.device, host_routing=settings.host_routing),
+    ]
 
 
 def open_view(state_dir: Path) -> View:
@@ -101,6 +110,7 @@ def cleanup(state_dir: Path) -> list[str]:
         removed: list[str] = []
         top = bpffs.locate(state_dir)
         if top is not None:
+            removed += [f"link {name}" for name in DeviceHooks(top, tcx=True).detach_all()]
             removed += [f"link {name}" for name in attach.detach_all(top / "links")]
             for directory in _map_directories(top):
                 removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
@@ -134,6 +144,8 @@ class _Datapath:
         spec = loader.LoadSpec(constants=constants(settings), sizes=all_sizes, pin_dir=self._maps)
         self.loaded = loader.load(spec, settings.loader)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
+        programs = take_programs(self.loaded.programs)
+        self.devices = DeviceTable(DeviceHooks(self._top), programs, held=bool(self._replaces)) if programs else None
 
     def activate(self, complete: bool) -> None:
         """Attach the programs, or switch the links to them. Does its work once."""
@@ -144,12 +156,20 @@ class _Datapath:
             attach.attach(self._links, program.name, program, target)
             for program in attach.in_order(self.loaded.programs.values())
         ]
+        if self.devices:
+            self.devices.release()
         self.loaded.close_programs()
         for former in self._replaces:
             bpffs.remove_tree(former)
         self._replaces = []
         changed = sum(outcome is not attach.Outcome.UNCHANGED for outcome in outcomes)
         log.info("event=attached cgroup=%s links=%d changed=%d", self._cgroup, len(outcomes), changed)
+
+    def close(self) -> None:
+        """Release all descriptors; what is attached stays."""
+        if self.devices:
+            self.devices.close()
+        self.loaded.close()
 
     def destroy_sockets(self, gone: Mapping[int, Gone]) -> None:
         """End connected UDP sockets, so that their owners connect again and get a live backend."""

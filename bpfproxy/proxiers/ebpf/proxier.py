@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from msgspec.structs import replace
+
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows
 from bpfproxy.proxiers.ebpf import codec, snapshot
 from bpfproxy.proxiers.ebpf.alloc import Clock
+from bpfproxy.proxiers.ebpf.devices import DeviceTable
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
-from bpfproxy.proxiers.ebpf.rows import NodeAddress, SetKey
+from bpfproxy.proxiers.ebpf.rows import DeviceKey, NodeAddress, SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable, delete_rows, write_rows
 
@@ -24,7 +27,7 @@ class EbpfProxier:
     """Implements `Proxier` over the maps of a loaded datapath.
 
     `activate` attaches the programs when the tables are filled; `destroy_sockets` ends the connected UDP sockets of
-    backends that went.
+    backends that went; `devices` is the packet level, where there is one.
     """
 
     name = "ebpf"
@@ -38,6 +41,7 @@ class EbpfProxier:
         activate: Activate,
         destroy_sockets: DestroySockets,
         close: Callable[[], None],
+        devices: DeviceTable | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._maps = maps
@@ -46,6 +50,7 @@ class EbpfProxier:
         self._activate = activate
         self._destroy_sockets = destroy_sockets
         self._close = close
+        self._devices = devices
         self._clock = clock
         self._found: dict[Key, Row] | None = self._restore()
 
@@ -55,7 +60,7 @@ class EbpfProxier:
 
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
-        return self._renderer.render_node(plan)
+        return self._renderer.render_node(plan if self._devices else replace(plan, devices=()))
 
     def phase(self, op: Op) -> int:
         """See `Proxier.phase`."""
@@ -64,6 +69,8 @@ class EbpfProxier:
     def read(self) -> dict[Key, Row]:
         """See `Proxier.read`. Ids and extents that nothing uses, an interrupted sync's among them, become free."""
         rows, self._found = self._found or self._restore(), None
+        if self._devices:
+            rows.update(self._devices.read())
         return rows
 
     def _restore(self) -> dict[Key, Row]:
@@ -83,7 +90,9 @@ class EbpfProxier:
         for kind, write, delete in (
             (SetKey, self._sets.write, None),
             (Frontend, self._frontends.write, None),
-            (NodeAddress, self._write_addresses, self._delete_addresses),
+            (NodeAddress, self._write_addresses, None),
+            (DeviceKey, self._write_devices, self._delete_devices),
+            (NodeAddress, None, self._delete_addresses),
             (Frontend, None, self._frontends.delete),
             (SetKey, None, self._sets.delete),
         ):
@@ -112,6 +121,12 @@ class EbpfProxier:
     def _delete_addresses(self, ops: Sequence[Op]) -> list[Failure]:
         delete_rows(self._maps["node_addresses"], [codec.encode_node_address(op.key) for op in ops])
         return []
+
+    def _write_devices(self, ops: Sequence[Op]) -> list[Failure]:
+        return self._devices.write(ops) if self._devices else []
+
+    def _delete_devices(self, ops: Sequence[Op]) -> list[Failure]:
+        return self._devices.delete(ops) if self._devices else []
 
     def _release_sockets(self) -> None:
         gone = self._sets.backends.gone

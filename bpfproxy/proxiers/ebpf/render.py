@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Final
 
 from bpfproxy.model.address import Address, parse_address
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, OnEmpty, Pool, ServicePlan, ServicePortName
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.base import Key, Op, Row
-from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+from bpfproxy.proxiers.ebpf.rows import DeviceKey, FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
 
 _LOOPBACK: Final[dict[int, Address]] = {4: parse_address("127.0.0.0"), 6: parse_address("::1")}
 
-SET, FRONTEND, NODE_ADDRESS, STALE_NODE_ADDRESS, STALE_FRONTEND, STALE_SET = range(6)
-"""The order of a sync: what is pointed at before what points, stale rows last."""
+SET, FRONTEND, NODE_ADDRESS, DEVICE, STALE_DEVICE, STALE_NODE_ADDRESS, STALE_FRONTEND, STALE_SET = range(8)
+"""The order of a sync: what is pointed at before what points, programs when their tables are filled, stale rows
+last."""
 
 _PHASES: Final[dict[type, tuple[int, int]]] = {
     SetKey: (SET, STALE_SET),
     Frontend: (FRONTEND, STALE_FRONTEND),
     NodeAddress: (NODE_ADDRESS, STALE_NODE_ADDRESS),
+    DeviceKey: (DEVICE, STALE_DEVICE),
 }
 
 
@@ -51,9 +54,11 @@ class EbpfRenderer:
         )
 
     def render_node(self, plan: NodePlan) -> dict[Key, Row]:
-        """One row per address on which NodePorts answer."""
+        """One row per address on which NodePorts answer, and per device that takes part."""
         addresses = [*plan.node_port_addresses, *(_LOOPBACK[family] for family in plan.localhost_node_ports)]
-        return {NodeAddress(address): NodeAddressRow() for address in addresses}
+        rows: dict[Key, Row] = {NodeAddress(address): NodeAddressRow() for address in addresses}
+        rows.update((DeviceKey(device.index), device) for device in plan.devices)
+        return rows
 
     def phase(self, op: Op) -> int:
         """See `Proxier.phase`."""
@@ -75,4 +80,6 @@ class EbpfRenderer:
                 return f"frontends{key.family}", str(key), text
             case NodeAddress(), NodeAddressRow():
                 return "node_addresses", str(key), "NodePorts" if row.node_ports else "-"
+            case DeviceKey(), DevicePlan():
+                return "devices", row.name, str(row)
         raise TypeError(f"no row of the ebpf proxier: {key!r}")

@@ -54,3 +54,12 @@ class NodeAddressRow(Struct, frozen=True, gc=False):
     """What holds for an address of the node."""
 
     node_ports: bool = True
+
+
+class DeviceKey(Struct, frozen=True, order=True, gc=False):
+    """Key: a device of the node, by its interface index. Its row is a `DevicePlan`."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"device {self.index}"
