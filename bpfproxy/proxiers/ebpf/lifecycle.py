@@ -27,6 +27,7 @@ from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.ebpf import flowcodec, packet
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -61,6 +62,7 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         activate=datapath.activate,
         destroy_sockets=datapath.destroy_sockets,
         close=datapath.loaded.close,
+        timeouts=flowcodec.timeouts_of(settings),
     )
 
 
@@ -201,6 +203,7 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_first": first,
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
+        **packet.constants(flowcodec.timeouts_of(settings), host_routing=False, error_rate=1000),
         "pad": 0,
     }
 
