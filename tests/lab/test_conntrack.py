@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpfproxy.datapath import bpffs
+from bpfproxy import api, status
+from bpfproxy.cli import cli
+from bpfproxy.datapath import abi, bpffs
 from bpfproxy.datapath.maps import Map
+from bpfproxy.errors import NotRunningError
 from bpfproxy.model.address import format_endpoint, parse_address
 from bpfproxy.model.flow import ALL_FLOWS, Flow, FlowFilter, Place, State
-from bpfproxy.model.service import Protocol
-from bpfproxy.proxiers.base import Tended
+from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, FrontendSpec, Pool, ServicePlan, ServicePortName
+from bpfproxy.model.service import ObjectName, Protocol
+from bpfproxy.proxiers.base import Key, Op, Row, Tended
 from bpfproxy.proxiers.ebpf import collector, flowcodec
 from bpfproxy.proxiers.ebpf.collector import Collector
 from bpfproxy.proxiers.ebpf.conntrack import Conntrack
 from bpfproxy.proxiers.ebpf.flowcodec import Names
 from bpfproxy.proxiers.ebpf.packet import Timeouts
+from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
+from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from tests.lab.conntrack_rows import ANSWERED, FIN, RESET, SEEN, Clock, End, Writer, fill, load_maps
 
@@ -376,3 +385,186 @@ class TestRemoving:
         monkeypatch.setattr(Map, "take", take)
         assert conntrack.forget({(5, 1)}) == 0
         assert backends(conntrack) == ["10.244.1.2:8080"]
+
+
+def agent_applies(maps: Maps, *plans: ServicePlan) -> tuple[EbpfProxier, dict[Key, Row]]:
+    """Service tables as an agent writes them."""
+    proxier = EbpfProxier(
+        maps,
+        EbpfRenderer(),
+        grace_period=10,
+        activate=lambda complete: None,
+        destroy_sockets=lambda gone: None,
+        close=lambda: None,
+    )
+    rows: dict[Key, Row] = {}
+    for plan in plans:
+        rows.update(proxier.render(plan))
+    assert proxier.apply(sorted((Op(key, row) for key, row in rows.items()), key=proxier.phase)) == []
+    return proxier, rows
+
+
+def service(name: str, vip: End, protocol: Protocol, *pods: End) -> ServicePlan:
+    spec = FrontendSpec(
+        ServicePortName(ObjectName("shop", name), "main", protocol),
+        FrontendKind.CLUSTER_IP,
+        Pool.CLUSTER,
+        tuple(Backend(parse_address(address), port, protocol) for address, port in pods),
+    )
+    return ServicePlan(ObjectName("shop", name), {Frontend(parse_address(vip[0]), vip[1], protocol): spec})
+
+
+def number_of(maps: Maps, pod: End) -> tuple[int, int]:
+    """(id, generation) of a backend."""
+    for number in range(maps["backends"].max_entries):
+        row = maps["backends"].lookup(number.to_bytes(4, "little"))
+        assert row is not None
+        address, port, _, _, generation = abi.layout("struct backend").unpack(row)
+        if address.endswith(parse_address(pod[0])) and port == pod[1].to_bytes(2):
+            return number, generation
+    raise AssertionError(f"{pod} is no backend")
+
+
+def test_an_endpoint_that_goes_takes_its_udp_flows_along(maps: Maps) -> None:
+    proxier, applied = agent_applies(
+        maps, service("dns", DNS, UDP, POD, POD2), service("web", WEB, TCP, ("10.244.1.3", 1))
+    )
+    rows = Writer(maps, Clock(flowcodec.now()))
+    rows.add((CLIENT[0], 1), DNS, POD, UDP, target=number_of(maps, POD), source=NODE)
+    rows.add((CLIENT[0], 2), DNS, POD2, UDP, target=number_of(maps, POD2))
+    rows.add((CLIENT[0], 3), WEB, ("10.244.1.3", 1), TCP, target=number_of(maps, ("10.244.1.3", 1)))
+    wanted = {**proxier.render(service("dns", DNS, UDP, POD2)), **proxier.render(service("web", WEB, TCP))}
+    changed = [Op(key, row) for key, row in wanted.items() if applied[key] != row]
+    assert proxier.apply(sorted(changed, key=proxier.phase)) == []
+    assert [flow.client_port for flow in flows(Conntrack(maps, Timeouts()))] == [2, 3]
+    assert proxier.tend().delay > collector.SHORTEST
+
+
+# ---- the command line ------------------------------------------------------------------------------------------
+
+
+def call(state: Path, *args: object) -> Result:
+    command = ["conntrack", *(str(arg) for arg in args), "--state-dir", str(state)]
+    result = CliRunner().invoke(cli, command, prog_name="bpfproxy")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def node(state: Path, maps: Maps) -> Path:
+    """A state directory with flows of some Services."""
+    web6 = service("web6", WEB6, TCP, POD6)
+    agent_applies(maps, service("web", WEB, TCP, POD), service("dns", DNS, UDP, POD2), web6)
+    rows = Writer(maps, Clock(flowcodec.now()))
+    ids = frontend_ids(maps)
+    rows.add(CLIENT, WEB, POD, frontend=ids[WEB], idle=10, age=70, flags=flowcodec.LOCAL)
+    rows.add((CLIENT[0], 40001), WEB, POD, frontend=ids[WEB], source=NODE, sides=SILENT)
+    rows.add(CLIENT, DNS, POD2, UDP, frontend=ids[DNS], sides=SILENT)
+    rows.add(CLIENT6, WEB6, POD6, frontend=ids[WEB6], source=NODE6)
+    rows.add((CLIENT[0], 5), POD, POD, flags=flowcodec.DIRECT)
+    return state
+
+
+def frontend_ids(maps: Maps) -> dict[End, int]:
+    found: dict[End, int] = {}
+    for end in (WEB, DNS, WEB6):
+        family = 6 if ":" in end[0] else 4
+        for key, value in maps[f"frontends{family}"].items():
+            fields = abi.layout(f"struct frontend{family}_key").unpack(key)
+            if fields[0] == parse_address(end[0]):
+                found[end] = abi.layout("struct frontend").unpack(value)[1]
+    return found
+
+
+class TestCommandLine:
+    def test_lines_look_like_conntracks(self, node: Path) -> None:
+        result = call(node, "list")
+        assert result.exit_code == 0
+        lines = sorted(map(without_times, result.stdout.splitlines()))
+        assert lines == [
+            "tcp      6 T ESTABLISHED src=192.0.2.7 dst=10.244.1.1 sport=5 dport=8080 backend=10.244.1.1:8080"
+            " [DIRECT] age=T",
+            "tcp      6 T ESTABLISHED src=192.0.2.7 dst=10.96.0.1 sport=40000 dport=80 backend=10.244.1.1:8080"
+            " [LOCAL] age=T service=shop/web:main",
+            "tcp      6 T ESTABLISHED src=2001:db8::7 dst=fd00:96::1 sport=40000 dport=80 backend=[fd00:244::1]:8080"
+            " src=fd00:244::1 dst=2001:db8::1 sport=8080 dport=61001 age=T service=shop/web6:main",
+            "tcp      6 T SYN_SENT src=192.0.2.7 dst=10.96.0.1 sport=40001 dport=80 backend=10.244.1.1:8080"
+            " src=10.244.1.1 dst=192.0.2.1 sport=8080 dport=61001 age=T service=shop/web:main",
+            "udp      17 T src=192.0.2.7 dst=10.96.0.2 sport=40000 dport=53 [UNREPLIED] backend=10.244.1.2:8080 age=T"
+            " service=shop/dns:main",
+        ]
+        [line] = call(node, "list", "--client", "192.0.2.7:40000", "--vip", "10.96.0.1").stdout.splitlines()
+        assert 86380 <= int(line.split()[2]) <= 86390
+        assert 70 <= int(line.split("age=")[1].split()[0]) <= 80
+
+    @pytest.mark.parametrize(
+        ("options", "count"),
+        [
+            ((), 5),
+            (("--family", 6), 1),
+            (("--protocol", "udp"), 1),
+            (("--state", "established"), 3),
+            (("--state", "SYN_SENT"), 1),
+            (("--service", "shop/web"), 2),
+            (("--service", "shop/web:main", "--state", "syn_sent"), 1),
+            (("--service", "web"), 0),
+            (("--vip", "10.96.0.0/24"), 3),
+            (("--client", "2001:db8::/32"), 1),
+            (("--backend", "[fd00:244::1]:8080"), 1),
+            (("--backend", "10.244.1.1:8080"), 3),
+        ],
+    )
+    def test_options_choose(self, node: Path, options: tuple[object, ...], count: int) -> None:
+        assert len(call(node, "list", *options).stdout.splitlines()) == count
+        assert len(json.loads(call(node, "list", *options, "-o", "json").stdout)) == count
+        assert json.loads(call(node, "flush", *options, "-o", "json").stdout) == {"flushed": count}
+        assert len(call(node, "list").stdout.splitlines()) == 5 - count
+
+    def test_flush_says_how_many(self, node: Path) -> None:
+        assert call(node, "flush", "--protocol", "udp").stdout == "1 flow flushed\n"
+        assert call(node, "flush").stdout == "4 flows flushed\n"
+        assert call(node, "flush").stdout == "0 flows flushed\n"
+
+    def test_json(self, node: Path) -> None:
+        [flow] = json.loads(call(node, "list", "--family", 6, "-o", "json").stdout)
+        assert list(flow) == list(Flow.__struct_fields__)
+        assert flow["client"] == "2001:db8::7"
+        assert (flow["protocol"], flow["state"], flow["service"]) == ("tcp", "ESTABLISHED", "shop/web6:main")
+
+    def test_times_are_those_of_the_agents_settings(self, node: Path) -> None:
+        status.write(
+            node,
+            status.AgentStatus(
+                pid=None, version="1", node="n", started="", settings={"conntrack_tcp_established": 100.0}
+            ),
+        )
+        [line] = call(node, "list", "--service", "shop/web", "--state", "established").stdout.splitlines()
+        assert 80 <= int(line.split()[2]) <= 90
+
+    @pytest.mark.parametrize(
+        ("options", "status", "message"),
+        [
+            (("--vip", "web"), 3, "web: expected an address or a range, or ADDRESS:PORT"),
+            (("--state", "open"), 2, "Invalid value for '--state'"),
+            (("--protocol", "icmp"), 2, "Invalid value for '--protocol'"),
+        ],
+    )
+    @pytest.mark.parametrize("command", ["list", "flush"])
+    def test_bad_use(self, tmp_path: Path, command: str, options: tuple[str, ...], status: int, message: str) -> None:
+        result = call(tmp_path, command, *options)
+        assert (result.exit_code, result.stdout) == (status, "")
+        assert message in result.stderr
+
+    @pytest.mark.parametrize("command", ["list", "flush"])
+    def test_no_datapath(self, tmp_path: Path, command: str) -> None:
+        result = call(tmp_path, command)
+        assert result.exit_code == NotRunningError.exit_code
+        assert result.stderr.startswith(f"bpfproxy: no datapath under {tmp_path}")
+
+    def test_the_library(self, node: Path) -> None:
+        assert len(api.list_flows(node)) == 5
+        assert api.flush_flows(node, FlowFilter(family=6)) == 1
+
+
+def without_times(line: str) -> str:
+    return re.sub(r"age=\d+", "age=T", re.sub(r"^(\w+ +\d+) \d+", r"\1 T", line))

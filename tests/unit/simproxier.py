@@ -67,7 +67,7 @@ class SimProxier:
         self.log: list[str] = []
         """Shared between proxiers by a test that looks at their order."""
         self.activations: list[bool] = []
-        self.tended: list[Tended] = []
+        self.tended: list[Tended | Exception] = []
         """What the next calls of `tend` are to say."""
 
     def render(self, plan: ServicePlan) -> dict[Key, Row]:
@@ -139,7 +139,10 @@ class SimProxier:
         self.log.append(f"{self.name}: active")
 
     def tend(self) -> Tended:
-        return self.tended.pop(0) if self.tended else Tended()
+        done = self.tended.pop(0) if self.tended else Tended()
+        if isinstance(done, Exception):
+            raise done
+        return done
 
     def close(self) -> None:
         return None

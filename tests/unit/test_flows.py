@@ -128,7 +128,8 @@ class TestTimes:
 
 
 def longest_settings() -> Settings:
-    return Settings(**dict.fromkeys((f"conntrack_{name}" for name in Timeouts.__slots__), 365 * 86400.0))
+    longest: dict[str, Any] = dict.fromkeys((f"conntrack_{name}" for name in Timeouts.__slots__), 365 * 86400.0)
+    return Settings(**longest)
 
 
 def test_settings_are_the_timeouts() -> None:

@@ -27,7 +27,10 @@ from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
-from bpfproxy.proxiers.ebpf import flowcodec, packet
+from bpfproxy.proxiers.ebpf import flowcodec, packet, snapshot
+from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+from bpfproxy.proxiers.ebpf.flowcodec import Names
+from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -84,11 +87,27 @@ def check(settings: Settings) -> list[Finding]:
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath under a state directory. Raises NotRunningError if there is none."""
+    return View(_open_maps(state_dir))
+
+
+def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
+    """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
+    the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
+    maps = _open_maps(state_dir)
+    timeouts = {
+        name: value
+        for name in Timeouts.__slots__
+        if isinstance(value := settings.get(f"conntrack_{name}"), int | float)
+    }
+    return Conntrack(maps, Timeouts(**timeouts)), Names(snapshot.take(maps).frontends)
+
+
+def _open_maps(state_dir: Path) -> dict[str, Map]:
     top = bpffs.locate(state_dir)
     directory = _maps_in_force(top) if top else None
     if directory is None:
         raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
-    return View(loader.open_maps(directory))
+    return loader.open_maps(directory)
 
 
 def cleanup(state_dir: Path) -> list[str]:
