@@ -93,6 +93,33 @@ class Settings:
     max_udp_sessions: int = 65536
     """Size of the map of unconnected UDP sockets' sessions, rows; the least recently used one makes room."""
 
+    max_flows: int = 131072
+    """Size of each map of flows (four: two per family), rows; the least recently used one makes room."""
+
+    conntrack_tcp_syn: float = 120.0
+    """Idle time after which a TCP flow without an answer is forgotten, seconds."""
+
+    conntrack_tcp_established: float = 86400.0
+    """Idle time after which an established TCP flow is forgotten, seconds."""
+
+    conntrack_tcp_close_wait: float = 3600.0
+    """Idle time after which a TCP flow that one side has closed is forgotten, seconds."""
+
+    conntrack_tcp_time_wait: float = 120.0
+    """Idle time after which a TCP flow that both sides have closed is forgotten, seconds."""
+
+    conntrack_tcp_reset: float = 10.0
+    """Idle time after which a TCP flow that was reset is forgotten, seconds."""
+
+    conntrack_udp: float = 30.0
+    """Idle time after which a UDP flow without an answer is forgotten, seconds."""
+
+    conntrack_udp_stream: float = 120.0
+    """Idle time after which a UDP flow that was answered is forgotten, seconds."""
+
+    conntrack_sctp: float = 210.0
+    """Idle time after which an SCTP flow is forgotten, seconds."""
+
     grace_period: float = 1.0
     """Seconds before a freed id or extent is used again."""
 
@@ -111,6 +138,8 @@ class Settings:
             name, value = field.name, getattr(self, field.name)
             if name.startswith("max_") and not 1 <= value <= _ROWS_MAX:
                 raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX} rows")
+            if name.startswith("conntrack_") and not 0.1 <= value <= _IDLE_MAX:
+                raise InputError(f"{flag(name)} {value:g}: expected 0.1 to {_IDLE_MAX:g} seconds")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{flag(name)} {value:g}: expected seconds, 0 or more")
         if self.sync_period < max(self.min_sync_period, _SYNC_PERIOD_MIN):
@@ -138,6 +167,8 @@ class Settings:
 
 
 _ROWS_MAX = 1 << 28
+_IDLE_MAX = 365 * 86400.0
+"""The datapath's clock wraps: it can tell idle times of somewhat more than a year."""
 _SYNC_PERIOD_MIN = 0.1
 _DEVICE_PATTERN = re.compile(r"[^/:\s]+")
 

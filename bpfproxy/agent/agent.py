@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import re
 import signal
@@ -125,6 +126,7 @@ class Agent:
                 group.create_task(self._keep("addresses", self._parts.address_source(), self._take_addresses)),
                 group.create_task(self._keep("devices", self._parts.network_source(), self._take_network)),
                 group.create_task(self._write_status_forever()),
+                *(group.create_task(self._tend_forever(mode, proxier)) for mode, proxier in proxiers.items()),
             ]
             await self._stopping.wait()
             process.notify("STOPPING=1")
@@ -275,6 +277,31 @@ class Agent:
         if self._troubles and not troubles:
             emit(log, logging.INFO, "recovered", failed_tries=self._runner.failures)
         self._troubles = frozenset(troubles)
+
+    async def _tend_forever(self, mode: str, proxier: base.Proxier) -> None:
+        """A proxier's upkeep, when it asks for it."""
+        backoff = self._backoff()
+        counters = self.status.counters
+        delay = 0.0
+        while delay < math.inf:
+            await asyncio.sleep(delay)
+            try:
+                done = await self._in_worker(proxier.tend)
+            except Exception as error:
+                delay = backoff.failed()
+                counters.failed_upkeep += 1
+                level = logging.ERROR if backoff.failures == 1 else logging.DEBUG
+                emit(log, level, "upkeep_failed", proxier=mode, error=_describe(error), retry_seconds=delay)
+                log.debug("event=upkeep_trace", exc_info=error)
+            else:
+                backoff.reset()
+                delay = done.delay
+                counters.expired_flows += done.expired_flows
+                counters.nearly_full_maps += len(done.nearly_full)
+                if not (done.expired_flows or done.nearly_full):
+                    continue
+                emit(log, logging.DEBUG, "upkeep", proxier=mode, expired_flows=done.expired_flows)
+            self._status_changed.set()
 
     # ---- surroundings ---------------------------------------------------------------------------------------------
 

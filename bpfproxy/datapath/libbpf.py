@@ -111,6 +111,7 @@ ffi.cdef(
     int bpf_map_create(int, const char *, uint32_t, uint32_t, uint32_t, const void *);
     int bpf_map_update_elem(int, const void *, const void *, uint64_t);
     int bpf_map_lookup_elem(int, const void *, void *);
+    int bpf_map_lookup_and_delete_elem(int, const void *, void *);
     int bpf_map_delete_elem(int, const void *);
     int bpf_map_get_next_key(int, const void *, void *);
     int bpf_map_update_batch(int, const void *, const void *, uint32_t *, const struct bpf_map_batch_opts *);

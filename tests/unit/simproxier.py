@@ -21,7 +21,7 @@ from bpfproxy.model.frontend import (
     ServicePlan,
     ServicePortName,
 )
-from bpfproxy.proxiers.base import Failure, Key, Op, Row
+from bpfproxy.proxiers.base import Failure, Key, Op, Row, Tended
 
 
 class SetName(Struct, frozen=True):
@@ -67,6 +67,8 @@ class SimProxier:
         self.log: list[str] = []
         """Shared between proxiers by a test that looks at their order."""
         self.activations: list[bool] = []
+        self.tended: list[Tended | Exception] = []
+        """What the next calls of `tend` are to say."""
 
     def render(self, plan: ServicePlan) -> dict[Key, Row]:
         rows: dict[Key, Row] = {}
@@ -135,6 +137,12 @@ class SimProxier:
     def activate(self, *, complete: bool) -> None:
         self.activations.append(complete)
         self.log.append(f"{self.name}: active")
+
+    def tend(self) -> Tended:
+        done = self.tended.pop(0) if self.tended else Tended()
+        if isinstance(done, Exception):
+            raise done
+        return done
 
     def close(self) -> None:
         return None

@@ -27,7 +27,7 @@ from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import ObjectKey, Update
 from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
-from bpfproxy.proxiers.base import Op, Proxier
+from bpfproxy.proxiers.base import Op, Proxier, Tended
 from bpfproxy.runner import Backoff, Runner
 from tests.unit.simproxier import NodeAddress, SimProxier
 
@@ -215,6 +215,27 @@ class TestServing:
                 world.addresses.put_nowait(frozenset({HERE, LATER}))
                 await events.next("sync", ops="1")
                 assert NodeAddress(LATER) in world.proxier.kernel
+
+        asyncio.run(story())
+
+    def test_upkeep_goes_on_after_a_failure(self, world: World) -> None:
+        world.proxier.tended = [
+            Tended(0.0, 5),
+            DatapathError("no rows today"),
+            DatapathError("no rows today"),
+            Tended(0.001, 0, ("flows4", "tuples4")),
+            Tended(0.0, 2),
+        ]
+
+        async def story() -> None:
+            async with world.running() as (agent, events):
+                failed = await events.next("upkeep_failed", proxier="ebpf", level="ERROR")
+                assert failed["error"] == "no rows today"
+                await events.next("upkeep_failed", level="DEBUG")
+                await events.next("upkeep", expired_flows="2")
+                assert agent.status.counters.expired_flows == 7
+                assert agent.status.counters.nearly_full_maps == 2
+                assert agent.status.counters.failed_upkeep == 2
 
         asyncio.run(story())
 

@@ -31,8 +31,11 @@ from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
-from bpfproxy.proxiers.ebpf import packet
+from bpfproxy.proxiers.ebpf import flowcodec, packet, snapshot
+from bpfproxy.proxiers.ebpf.conntrack import Conntrack
 from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
+from bpfproxy.proxiers.ebpf.flowcodec import Names
+from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -43,6 +46,9 @@ log = logging.getLogger(__name__)
 _SOCKET_MAP: Final = "sockets"
 """Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
 _NODE_ADDRESSES_MAX: Final = 4096
+_NETWORKS_MAX: Final = 16384
+_ERROR_RATE: Final = 1000
+"""ICMP errors of our own, per second and CPU: as the kernel's icmp_msgs_per_sec."""
 
 
 def renderer(settings: Settings) -> EbpfRenderer:
@@ -68,6 +74,7 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         destroy_sockets=datapath.destroy_sockets,
         close=datapath.close,
         devices=datapath.devices,
+        timeouts=flowcodec.timeouts_of(settings),
     )
 
 
@@ -92,11 +99,27 @@ def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath under a state directory. Raises NotRunningError if there is none."""
+    return View(_open_maps(state_dir))
+
+
+def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
+    """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
+    the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
+    maps = _open_maps(state_dir)
+    timeouts = {
+        name: value
+        for name in Timeouts.__slots__
+        if isinstance(value := settings.get(f"conntrack_{name}"), int | float)
+    }
+    return Conntrack(maps, Timeouts(**timeouts)), Names(snapshot.take(maps).frontends)
+
+
+def _open_maps(state_dir: Path) -> dict[str, Map]:
     top = bpffs.locate(state_dir)
     directory = _maps_in_force(top) if top else None
     if directory is None:
         raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
-    return View(loader.open_maps(directory))
+    return loader.open_maps(directory)
 
 
 def cleanup(state_dir: Path) -> list[str]:
@@ -222,7 +245,9 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_first": first,
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
-        **packet.constants(packet.Timeouts(), host_routing=False, error_rate=1000),
+        **packet.constants(
+            flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE
+        ),
         "pad": 0,
     }
 

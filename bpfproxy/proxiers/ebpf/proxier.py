@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from bpfproxy.events import emit
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.model.service import Protocol
-from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows
+from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows, Tended
 from bpfproxy.proxiers.ebpf import codec, snapshot
 from bpfproxy.proxiers.ebpf.alloc import Clock
 from bpfproxy.proxiers.ebpf.devices import DeviceTable
+from bpfproxy.proxiers.ebpf.collector import Collector
+from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import DeviceKey, NodeAddress, SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable, delete_rows, write_rows
+
+log = logging.getLogger(__name__)
 
 Activate = Callable[[bool], None]
 DestroySockets = Callable[[Mapping[int, Gone]], None]
@@ -28,6 +35,8 @@ class EbpfProxier:
 
     `activate` attaches the programs when the tables are filled; `destroy_sockets` ends the connected UDP sockets of
     backends that went; `devices` is the packet level, where there is one.
+    `timeouts` are those that the programs were loaded with. `activate` attaches the programs when the tables are
+    filled; `destroy_sockets` ends the connected UDP sockets of backends that went.
     """
 
     name = "ebpf"
@@ -42,6 +51,7 @@ class EbpfProxier:
         destroy_sockets: DestroySockets,
         close: Callable[[], None],
         devices: DeviceTable | None = None,
+        timeouts: Timeouts | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._maps = maps
@@ -52,6 +62,8 @@ class EbpfProxier:
         self._close = close
         self._devices = devices
         self._clock = clock
+        self._conntrack = Conntrack(maps, timeouts or Timeouts())
+        self._collector = Collector(self._conntrack)
         self._found: dict[Key, Row] | None = self._restore()
 
     def render(self, plan: ServicePlan) -> Rows:
@@ -101,12 +113,16 @@ class EbpfProxier:
                 failures += write(writes)
             if delete is not None and (deletes := [op for op in mine if op.row is None]):
                 failures += delete(deletes)
-        self._release_sockets()
+        self._release_gone()
         return failures
 
     def activate(self, *, complete: bool) -> None:
         """See `Proxier.activate`."""
         self._activate(complete)
+
+    def tend(self) -> Tended:
+        """See `Proxier.tend`."""
+        return self._collector.run()
 
     def close(self) -> None:
         """See `Proxier.close`."""
@@ -129,11 +145,15 @@ class EbpfProxier:
         return self._devices.delete(ops) if self._devices else []
 
     def _release_sockets(self) -> None:
+    def _release_gone(self) -> None:
+        """UDP state of backends that are no longer Serving goes at once; TCP connections run out (rule 16)."""
         gone = self._sets.backends.gone
         udp = {(item.id, item.generation): item for item in gone if item.backend.protocol is Protocol.UDP}
         gone.clear()
         if not udp:
             return
+        if flows := self._conntrack.forget(udp):
+            emit(log, logging.INFO, "udp_flows_removed", rows=flows, backends=len(udp))
         cookies: dict[int, Gone] = {}
         for key, value in self._maps["udp_sockets"].items():
             item = udp.get(codec.UDP_SOCKET.unpack(value))
