@@ -1,7 +1,9 @@
-"""Which bpf_links are attached to cgroups: an outside view of the kernel, by libbpf's own calls."""
+"""libbpf's own calls: which bpf_links are attached to cgroups, as an outside view of the kernel, and a program that
+lets everything pass."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 _BPF_LINK_TYPE_CGROUP = 3
+_BPF_PROG_TYPE_XDP = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,19 @@ def _program_name(program_id: int) -> str:
     # struct bpf_prog_info: the name of 16 bytes follows 64 bytes of ids, lengths, pointers and times.
     info = _info("bpf_prog_get_fd_by_id", program_id, 80)
     return info[64:80].split(b"\0")[0].decode() if info else "?"
+
+
+@contextlib.contextmanager
+def pass_program() -> Iterator[int]:
+    """The descriptor of an XDP program that lets everything pass. Raises OSError."""
+    code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # r0 = XDP_PASS; exit
+    fd = _libbpf().bpf_prog_load(_BPF_PROG_TYPE_XDP, b"lab_pass", b"GPL", code, ctypes.c_size_t(2), None)
+    if fd < 0:
+        raise OSError(-fd, f"an XDP program cannot be loaded: {os.strerror(-fd)}")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def cgroup_links() -> Iterator[CgroupLink]:

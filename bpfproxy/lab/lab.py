@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bpfproxy.lab.layout import NODES, SPOTS
+from bpfproxy.lab.layout import NODES, PLACES, SPOTS
 from bpfproxy.lab.node import Agent
 from bpfproxy.lab.place import Place
 from bpfproxy.lab.topology import Topology
 
 
 class Lab:
-    """A context manager: entering brings up namespaces and peers, leaving ends every process and removes all."""
+    """A context manager: entering brings up namespaces and peers, leaving ends every process and removes all.
 
-    def __init__(self) -> None:
-        self.topology = Topology()
+    `xdp`: nodes whose uplinks are made ready for XDP. `unhooked`: whether there are places without hooks, too.
+    """
+
+    def __init__(self, *, xdp: Iterable[str] = (), unhooked: bool = False) -> None:
+        self.topology = Topology(xdp)
+        self._spots = PLACES if unhooked else SPOTS
         self.places: dict[str, Place] = {}
-        """By the names in `layout.SPOTS`."""
+        """By the names in `layout.PLACES`."""
         self.agents: dict[str, Agent] = {}
         """By node; each is started by the lab's user."""
 
@@ -35,12 +40,13 @@ class Lab:
     def __enter__(self) -> Self:
         self.topology.__enter__()
         try:
-            for spot in SPOTS.values():
+            for spot in self._spots.values():
                 place = Place(spot, self.lab_id, self.topology.netns(spot.name), self.topology.spot_cgroup(spot.name))
                 self.places[spot.name] = place
                 place.start()
             for place in self.places.values():
-                place.serve()
+                if not place.spot.home:
+                    place.serve()
         except BaseException:
             self._leave()
             raise

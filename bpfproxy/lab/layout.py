@@ -4,7 +4,7 @@ network namespaces, so any number of labs can stand side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Kind = Literal["client", "node", "pod"]
@@ -14,7 +14,7 @@ CLUSTER_CIDRS = ("10.244.0.0/16", "fd00:10:244::/48")
 """All pods, one range per family."""
 
 SERVICE_RANGES = ("10.96.0.0/16", "198.18.0.0/15", "fd00:10:96::/64", "fd00:198:18::/64", "fd00:198:19::/64")
-"""ClusterIPs, ExternalIPs and LoadBalancer IPs: the client has routes for them that lead to node1."""
+"""ClusterIPs, ExternalIPs and LoadBalancer IPs: each client has routes for them that lead to its gateway."""
 
 SERVED_PORTS = (8080, 8081)
 """Ports on which the servers of all pods and nodes listen, TCP (HTTP too) and UDP."""
@@ -29,7 +29,16 @@ class Spot:
     v4: str
     v6: str
     node: str = ""
-    """The node that it belongs to; a node belongs to itself, the client to none."""
+    """The node that it belongs to; a node belongs to itself, a client to none."""
+    gateway: str = ""
+    """The node by which a client outside the cluster goes to the addresses of Services."""
+    home: str = ""
+    """The spot whose network namespace it shares; empty: it has one of its own."""
+
+    @property
+    def entry(self) -> str:
+        """The node that judges its traffic to Services."""
+        return self.node or self.gateway
 
     def address(self, family: Family) -> str:
         """Its own address."""
@@ -56,7 +65,8 @@ NODES = {
 SPOTS = {
     spot.name: spot
     for spot in (
-        Spot("client", "client", "172.18.0.2", "fd00:172:18::2"),
+        Spot("client", "client", "172.18.0.2", "fd00:172:18::2", gateway="node1"),
+        Spot("client2", "client", "172.18.0.3", "fd00:172:18::3", gateway="node2"),
         Spot("node1", "node", "172.18.0.11", "fd00:172:18::11", "node1"),
         Spot("node2", "node", "172.18.0.12", "fd00:172:18::12", "node2"),
         Spot("pod1a", "pod", "10.244.1.2", "fd00:10:244:1::2", "node1"),
@@ -68,5 +78,13 @@ SPOTS = {
     )
 }
 
+UNHOOKED = {
+    f"bare{pod.removeprefix('pod')}": replace(SPOTS[pod], name=f"bare{pod.removeprefix('pod')}", home=pod)
+    for pod in ("pod1a", "pod1c", "pod2c")
+}
+"""Processes in pods that no hook of a cgroup sees, as those of a virtual machine. They serve nothing."""
+
+PLACES = SPOTS | UNHOOKED
+
 UPLINK_PREFIX = {4: 24, 6: 64}
-"""Prefix lengths of the network that joins the client and the nodes."""
+"""Prefix lengths of the network that joins the clients and the nodes."""

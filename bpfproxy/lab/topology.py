@@ -1,7 +1,7 @@
 """The kernel's half of a lab: network namespaces, veths, addresses, routes and cgroups. Made and removed whole.
 
-    client ── switch (a bridge) ── node1 ── pod1a, pod1b, pod1c      routed, a veth per pod, as the CNI plugin
-                       └────────── node2 ── pod2a, pod2b, pod2c      `ptp` does it; nodes route to each other
+    client ──── switch (a bridge) ── node1 ── pod1a, pod1b, pod1c      routed, a veth per pod, as the CNI plugin
+    client2 ──────┘      └────────── node2 ── pod2a, pod2b, pod2c      `ptp` does it; nodes route to each other
 
 A lab writes down who owns it before it makes anything, and all that it makes carries its id, so what a killed process
 left can be found and removed (`bpfproxy.lab.remains`).
@@ -9,6 +9,7 @@ left can be found and removed (`bpfproxy.lab.remains`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -18,10 +19,10 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from pyroute2 import IPRoute
+from pyroute2 import Ethtool, IPRoute
 
-from bpfproxy.lab import cgroup, netns, remains
-from bpfproxy.lab.layout import NODES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
+from bpfproxy.lab import bpf, cgroup, netns, remains
+from bpfproxy.lab.layout import NODES, PLACES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
 
 UPLINK = "eth0"
 _SWITCH = "switch"
@@ -31,11 +32,14 @@ _serial = count(1)
 class Topology:
     """A context manager: entering makes everything, leaving removes everything, whatever happened in between.
 
+    `xdp`: the nodes whose uplinks are ready for XDP programs that send packets out again. See `_prepare_xdp`.
+
     SIGTERM, if nobody else handles it, becomes SystemExit while a lab stands, so that it is removed then, too. Raises
     OSError or NetlinkError if the kernel refuses something (root is needed), with nothing left behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, xdp: Iterable[str] = ()) -> None:
+        self.xdp = frozenset(xdp)
         self.lab_id = f"{os.getpid()}-{next(_serial)}"
         self.directory = remains.directory(self.lab_id)
         """For state, manifests and logs of this lab; removed with it."""
@@ -44,20 +48,21 @@ class Topology:
 
     def netns(self, spot: str) -> str:
         """Network namespace of a spot."""
-        return f"{remains.prefix(self.lab_id)}-{spot}"
+        home = PLACES[spot].home if spot in PLACES else ""
+        return f"{remains.prefix(self.lab_id)}-{home or spot}"
 
     def node_cgroup(self, node: str) -> Path:
         """The cgroup that holds all processes of a node and of its pods."""
         return self.cgroup / node
 
     def spot_cgroup(self, spot: str) -> Path:
-        """The cgroup of one spot: `host` for the node's own processes."""
-        place = SPOTS[spot]
-        return (
-            self.node_cgroup(place.node) / ("host" if place.kind == "node" else spot)
-            if place.node
-            else (self.cgroup / spot)
-        )
+        """The cgroup of one spot: `host` for the node's own processes; no agent sees those in `unhooked`."""
+        place = PLACES[spot]
+        if place.home:
+            return self.cgroup / "unhooked" / spot
+        if place.node:
+            return self.node_cgroup(place.node) / ("host" if place.kind == "node" else spot)
+        return self.cgroup / spot
 
     def __enter__(self) -> Self:
         self._restore_sigterm = _exit_on_sigterm()
@@ -74,6 +79,7 @@ class Topology:
                 if spot.kind == "pod":
                     self._join_node(spot)
             self._make_routes()
+            self._prepare_xdp()
         except BaseException:
             self._remove()
             raise
@@ -89,7 +95,7 @@ class Topology:
             self._restore_sigterm()
 
     def _make_cgroups(self) -> None:
-        for spot in SPOTS:
+        for spot in PLACES:
             self.spot_cgroup(spot).mkdir(parents=True)
 
     def _route(self, spot: str) -> IPRoute:
@@ -128,14 +134,30 @@ class Topology:
                 host.route("add", dst=_host(address), oif=outer, prefsrc=source, scope="link")
 
     def _make_routes(self) -> None:
-        """Nodes to each other's pods, the client to all pods and, by node1, to the addresses of Services."""
-        for here in ("client", *NODES):
-            with self._route(here) as ip:
+        """Nodes to each other's pods, clients to all pods and, by their gateways, to the addresses of Services."""
+        for here in SPOTS.values():
+            if here.kind == "pod":
+                continue
+            with self._route(here.name) as ip:
                 for node in NODES.values():
-                    if node.name != here:
+                    if node.name != here.name:
                         self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
-                if here == "client":
-                    self._add_routes(ip, SERVICE_RANGES, SPOTS["node1"])
+                if here.gateway:
+                    self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway])
+
+    def _prepare_xdp(self) -> None:
+        """What real network cards and wires do without being asked. A veth takes what XDP sends only if its other end
+        has a program, too; and a checksum that the sender left to the card would leave as it is, so nobody may."""
+        if not self.xdp:
+            return
+        for node in self.xdp:
+            with self._route(_SWITCH) as ip, bpf.pass_program() as program:
+                ip.link("set", index=_index(ip, node), xdp_fd=program)
+        for spot in SPOTS.values():
+            with netns.inside(self.netns(spot.name)), contextlib.closing(Ethtool()) as tool:
+                features = tool.get_features(UPLINK)
+                features.features["tx-checksum-ip-generic"].enable = False
+                tool.set_features(UPLINK, features)
 
     def _add_routes(self, ip: IPRoute, destinations: Iterable[str], gateway: Spot) -> None:
         for destination in destinations:
