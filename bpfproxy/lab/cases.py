@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from bpfproxy.lab.layout import SPOTS, Family
+from bpfproxy.lab.layout import PLACES, SPOTS, Family
 from bpfproxy.lab.place import Flow, Protocol
 
 Via = Literal["ClusterIP", "NodePort", "localhost", "ExternalIP", "LoadBalancer"]
@@ -88,6 +88,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Numbers in the semantics that it is about."""
     service: Service
     clients: tuple[str, ...] = ("pod1c", "node1", "pod2c", "node2")
+    outside: tuple[str, ...] = ("client", "client2", "bare1c", "bare2c")
+    """Clients that no hook sees, whose packets are translated on the way."""
     via: tuple[Via, ...] = ("ClusterIP", "NodePort", "localhost", "ExternalIP", "LoadBalancer")
     """Kinds of frontends to go by; those that the Service does not have are left out."""
     talks: tuple[Talk, ...] = ("tcp", "udp", "udp-unconnected")
@@ -95,7 +97,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the agents know the cluster CIDRs."""
     expect: dict[str, str] = {}
     """What must come out, written by hand, to check the oracle by: `VIA CLIENT` to the places that answer, `refused`,
-    `unreachable` or `untouched`. A bare client stands for every kind of frontend."""
+    `dropped`, `unreachable` or `untouched`. A bare client stands for every kind of frontend."""
     number: int = 0
     """Place among all cases, from which addresses follow."""
 
@@ -120,11 +122,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return str(ip_address(_RANGES[via, family]) + self.number)
 
     def frontend(self, via: Via, port: Port, client: str, family: Family) -> tuple[str, int]:
-        """Address and port to which a client goes; a NodePort is that of its own node."""
+        """Address and port to which a client goes; a NodePort is that of its own node, or of its gateway."""
         if via == "localhost":
             return "127.0.0.1" if family == 4 else "::1", self.node_port(port)
         if via == "NodePort":
-            return SPOTS[SPOTS[client].node].address(family), self.node_port(port)
+            return SPOTS[PLACES[client].entry].address(family), self.node_port(port)
         return self.vip(via, family), port.port
 
 
@@ -151,10 +153,20 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 def probes(case: Case, family: Family) -> Iterator[Probe]:
-    """All traffic of a case in one family. Localhost is tried from nodes alone."""
-    for client in case.clients:
+    """All traffic of a case in one family that hooks see."""
+    return _probes(case, family, case.clients)
+
+
+def outside_probes(case: Case, family: Family) -> Iterator[Probe]:
+    """All traffic of a case in one family that no hook sees."""
+    return _probes(case, family, case.outside)
+
+
+def _probes(case: Case, family: Family, clients: tuple[str, ...]) -> Iterator[Probe]:
+    for client in clients:
         for via in case.vias():
-            if via == "localhost" and SPOTS[client].kind != "node":
+            # A pod's localhost, or an outside client's, is its own.
+            if via == "localhost" and PLACES[client].kind != "node":
                 continue
             for port in case.service.ports:
                 for talk in case.talks:

@@ -17,11 +17,16 @@ from typing import Any, Literal
 from bpfproxy.api import open_view
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.lab.place import spawn
-from bpfproxy.lab.topology import Topology
+from bpfproxy.lab.topology import UPLINK, Topology
 from bpfproxy.lab.wait import wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
 READY = re.compile(r"\bevent=ready\b")
+
+
+def packet_level(acceleration: str) -> tuple[str, ...]:
+    """Flags of `bpfproxy run` that turn on the packet level (`tc`, `xdp`, `auto`) on the devices that a node has."""
+    return ("--acceleration", acceleration, "--device", UPLINK, "--pod-device", "pod*")
 
 
 class AgentError(Exception):

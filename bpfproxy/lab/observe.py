@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from bpfproxy.lab.cases import Probe
-from bpfproxy.lab.oracle import ERRORS, Expected
-from bpfproxy.lab.place import Outcome, Place
+from bpfproxy.lab.oracle import Expected
+from bpfproxy.lab.place import Outcome, Place, Reply
 
 _PER_PLACE = 16
 """Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
@@ -19,7 +19,9 @@ def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[
     if expected.answer == "untouched":
         return place.request(probe.flow(timeout=0.2))
     if expected.answer != "answered":
-        return place.request(probe.flow(), sockets=4)
+        # Waiting for what must not come takes its time.
+        flow, sockets = (probe.flow(timeout=0.25), 2) if expected.error == "TIMEOUT" else (probe.flow(), 4)
+        return place.request(flow, sockets=sockets)
     sockets = 4 if expected.sticky else _PER_PLACE * len(expected.places)
     return place.request(probe.flow(), sockets=sockets, per_socket=_per_socket(probe))
 
@@ -33,15 +35,14 @@ def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> li
     if expected.answer == "untouched":
         return [f"answered, though it is no frontend: {one}" for one in outcomes if one.reply]
     if expected.answer != "answered":
-        wanted = ERRORS[expected.answer]
-        return _unlike("outcome", wanted, [one.error or f"answer of {one.reply}" for one in outcomes])
+        return _unlike("outcome", expected.error, [one.error or f"answer of {one.reply}" for one in outcomes])
     failed = Counter(one.error for one in outcomes if one.error)
     if failed:
         return [f"{failed.total()} of {len(outcomes)} requests failed: {dict(failed)}"]
     replies = [one.reply for one in outcomes if one.reply]
     return [
         *_unlike("port of the server", expected.port, [reply.port for reply in replies]),
-        *_unlike("client as the server sees it", expected.source, [reply.peer[0] for reply in replies]),
+        *_sources(expected, replies),
         *_unlike("peer as the client sees it", expected.peer, [one.peer for one in outcomes]),
         *_places(probe, expected, [reply.place for reply in replies]),
     ]
@@ -50,6 +51,12 @@ def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> li
 def _unlike(what: str, wanted: object, seen: Sequence[object]) -> list[str]:
     others = {str(one) for one in seen if one != wanted}
     return [f"{what}: {other}, not {wanted}" for other in sorted(others)]
+
+
+def _sources(expected: Expected, replies: Sequence[Reply]) -> list[str]:
+    seen = {(reply.place, reply.peer[0]) for reply in replies if reply.place in expected.sources}
+    wrong = {(place, peer) for place, peer in seen if peer != expected.sources[place]}
+    return [f"{place} sees {peer}, not {expected.sources[place]}" for place, peer in sorted(wrong)]
 
 
 def _places(probe: Probe, expected: Expected, answered: list[str]) -> list[str]:

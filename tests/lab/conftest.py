@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
 from bpfproxy.lab import cases, manifests, remains
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
-from bpfproxy.lab.node import LoaderName
+from bpfproxy.lab.node import LoaderName, packet_level
 from bpfproxy.lab.wait import wait_until
 
 
@@ -53,12 +54,39 @@ def served_without_detector(request: pytest.FixtureRequest) -> Iterator[Lab]:
     yield from serve_cases(request.param, ())
 
 
-def serve_cases(loader: LoaderName, cluster_cidrs: tuple[str, ...]) -> Iterator[Lab]:
-    with Lab() as lab:
+@dataclass(frozen=True)
+class Mode:
+    """How the nodes of a lab serve clients that no hook sees."""
+
+    acceleration: dict[str, str]
+    """By node: `tc` or `xdp`."""
+    loader: LoaderName = "prebuilt"
+    cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
+
+    @property
+    def xdp(self) -> list[str]:
+        """The nodes that use XDP."""
+        return [node for node, way in self.acceleration.items() if way == "xdp"]
+
+    def options(self, node: str) -> tuple[str, ...]:
+        """More flags of the agent of a node."""
+        return packet_level(self.acceleration[node])
+
+
+@pytest.fixture(scope="module")
+def outside(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab whose agents serve all cases at packet level, too, in the `Mode` that is the parameter."""
+    mode: Mode = request.param
+    yield from serve_cases(mode.loader, mode.cluster_cidrs, mode)
+
+
+def serve_cases(loader: LoaderName, cluster_cidrs: tuple[str, ...], mode: Mode | None = None) -> Iterator[Lab]:
+    with Lab(xdp=mode.xdp if mode else (), unhooked=mode is not None) as lab:
         directory = lab.directory / "manifests"
         manifests.write(directory, "nodes", manifests.nodes())
         for case in cases.load():
             manifests.write(directory, case.name, manifests.objects(case))
         for node in NODES:
-            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs).start()
+            options = mode.options(node) if mode else ()
+            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs, options=options).start()
         yield lab

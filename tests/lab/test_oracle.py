@@ -14,7 +14,7 @@ ALL = cases.load()
 def test_oracle_agrees_with_hand_written_expectations(case: Case) -> None:
     unused = set(case.expect)
     for family in case.service.families:
-        for probe in cases.probes(case, family):
+        for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
             for key in (f"{probe.via} {probe.client}", probe.client):
                 if key in case.expect:
                     unused.discard(key)
@@ -42,6 +42,9 @@ def test_every_kind_of_frontend_and_of_talk_is_probed() -> None:
         *("udp", "udp-mapped", "udp-unconnected", "udp-unconnected-mapped"),
     }
     assert {oracle.expect(probe).answer for probe in probes} == {"answered", "refused", "unreachable", "untouched"}
+    outside = [probe for case in ALL for family in (4, 6) for probe in cases.outside_probes(case, family)]
+    assert {probe.via for probe in outside} == {"ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"}
+    assert {oracle.expect(probe).answer for probe in outside} == {"answered", "refused", "dropped", "untouched"}
 
 
 def test_addresses_and_node_ports_are_unique() -> None:
