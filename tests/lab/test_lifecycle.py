@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpfproxy.lab import bpf, manifests, remains
+from bpfproxy.lab import bpf, cgroup, manifests, remains
 from bpfproxy.lab.cases import Port, Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
@@ -74,7 +75,7 @@ def _unharmed(report: LoadReport) -> None:
 
 def links(lab: Lab) -> dict[int, str]:
     """bpf_links on node1, by id."""
-    inode = lab.topology.node_cgroup("node1").stat().st_ino
+    inode = cgroup.inode(lab.topology.node_cgroup("node1"))
     return {link.id: link.program for link in bpf.cgroup_links() if link.cgroup_id == inode}
 
 
@@ -158,7 +159,11 @@ def test_cleanup_leaves_nothing(lab: Lab, scene: Scene, agent: Agent) -> None:
     assert first.stdout
     assert links(lab) == {}
     assert not agent.state.exists()
-    traces = {line for line in remains.leftovers() if str(lab.directory) in line and line.startswith(("bpffs", "pin"))}
+    traces = {
+        line
+        for line in remains.leftovers(os.getpid())
+        if str(lab.directory) in line and line.startswith(("bpffs", "pin"))
+    }
     assert traces == set()
     [outcome] = scene.ask(timeout=0.3)
     assert outcome.reply is None
