@@ -53,9 +53,7 @@ class Outcome:
     """Mean time of a run."""
 
 
-def run(
-    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0
-) -> Outcome:
+def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
     """Run the program `fd`, of program type `kind`, on a frame. Raises OSError: for one, if `flags` has
     CHECKSUM_COMPLETE and the checksum of the whole packet is not what the program made the kernel believe (EBADMSG).
 

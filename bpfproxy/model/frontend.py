@@ -161,6 +161,10 @@ class NodePlan(Struct, frozen=True):
     """Addresses of the node on which NodePorts answer, loopback left out (rule 14)."""
     localhost_node_ports: tuple[Family, ...] = ()
     """Families in which NodePorts answer on the loopback addresses as well."""
+    cluster_networks: tuple[Network, ...] = ()
+    """Where pods are: the local detector."""
+    sources: tuple[Address, ...] = ()
+    """The node's own address of each family, for packets whose source is translated."""
     devices: tuple[DevicePlan, ...] = ()
     """What is done on which device, by index."""
     route_generation: int = 0

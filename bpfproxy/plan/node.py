@@ -11,7 +11,7 @@ from msgspec import Struct
 from bpfproxy.config import Settings
 from bpfproxy.errors import InputError
 from bpfproxy.model.address import Address, Family, Network, contains, family_of
-from bpfproxy.model.device import NetworkState
+from bpfproxy.model.device import DevicePlan, DeviceRole, NetworkState
 from bpfproxy.model.frontend import NodePlan
 from bpfproxy.model.service import Node
 from bpfproxy.plan.devices import DevicePolicy, device_policy, plan_devices
@@ -66,9 +66,17 @@ class NodeConfig(Struct, frozen=True):
 def plan_node(config: NodeConfig) -> NodePlan:
     """On which addresses NodePorts answer (rule 14), and what is done on which device."""
     addresses, localhost = _node_port_addresses(config)
+    devices = plan_devices(config.devices, config.state.network)
     return NodePlan(
-        addresses, localhost, plan_devices(config.devices, config.state.network), config.state.route_generation
+        addresses, localhost, config.cluster_cidrs, _sources(config, devices), devices, config.state.route_generation
     )
+
+
+def _sources(config: NodeConfig, devices: Iterable[DevicePlan]) -> tuple[Address, ...]:
+    """The Node object's addresses, as far as they are here, else those of the first uplink that has any."""
+    here = (address for address in config.primary if address in config.addresses)
+    uplinks = (address for device in devices if device.role is DeviceRole.UPLINK for address in device.sources)
+    return _first_of_each_family([*here, *uplinks])
 
 
 def _node_port_addresses(config: NodeConfig) -> tuple[frozenset[Address], tuple[Family, ...]]:

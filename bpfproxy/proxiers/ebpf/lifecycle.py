@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cache
 from ipaddress import ip_network
+from itertools import count
 from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
-from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath import abi, attach, bpffs, calls, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 _SOCKET_MAP: Final = "sockets"
 """Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
+_ASIDE: Final = "_former"
 _NODE_ADDRESSES_MAX: Final = 4096
 _NETWORKS_MAX: Final = 16384
 _ERROR_RATE: Final = 1000
@@ -164,8 +167,15 @@ class _Datapath:
         self._replaces = [path for path in _map_directories(self._top) if path != self._maps]
         self._maps.mkdir(exist_ok=True)
         self._carry_sockets_over()
-        spec = loader.LoadSpec(constants=constants(settings), sizes=all_sizes, pin_dir=self._maps)
+        self._set_calls_aside()
+        spec = loader.LoadSpec(
+            programs=("sock_lb", *packet.PROGRAMS),
+            constants=constants(settings),
+            sizes=all_sizes,
+            pin_dir=self._maps,
+        )
         self.loaded = loader.load(spec, settings.loader)
+        calls.fill(self.loaded)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
         programs = take_programs(self.loaded.programs)
         self.devices = DeviceTable(DeviceHooks(self._top), programs, held=bool(self._replaces)) if programs else None
@@ -178,6 +188,7 @@ class _Datapath:
         outcomes = [
             attach.attach(self._links, program.name, program, target)
             for program in attach.in_order(self.loaded.programs.values())
+            if program.type in _socket_level()
         ]
         if self.devices:
             self.devices.release()
@@ -185,8 +196,19 @@ class _Datapath:
         for former in self._replaces:
             bpffs.remove_tree(former)
         self._replaces = []
+        for path in self._maps.glob(f"*{_ASIDE}*"):
+            path.unlink()
         changed = sum(outcome is not attach.Outcome.UNCHANGED for outcome in outcomes)
         log.info("event=attached cgroup=%s links=%d changed=%d", self._cgroup, len(outcomes), changed)
+
+    def _set_calls_aside(self) -> None:
+        """Programs that are attached go on with the tail calls of their own generation until they are replaced: an
+        array of programs that is pinned nowhere is emptied."""
+        for layer in calls.LAYERS:
+            path = self._maps / f"{layer}_calls"
+            if path.exists():
+                number = next(n for n in count() if not path.with_name(f"{path.name}{_ASIDE}{n}").exists())
+                path.rename(path.with_name(f"{path.name}{_ASIDE}{number}"))
 
     def close(self) -> None:
         """Release all descriptors; what is attached stays."""
@@ -214,6 +236,12 @@ class _Datapath:
                         return
 
 
+@cache
+def _socket_level() -> frozenset[int]:
+    """The types of programs that are attached to the cgroup."""
+    return frozenset(libbpf.program_type(section)[0] for section in ("cgroup/connect4", "cgroup/post_bind4"))
+
+
 def sizes(settings: Settings) -> dict[str, int]:
     """max_entries by map."""
     return {
@@ -231,6 +259,7 @@ def sizes(settings: Settings) -> dict[str, int]:
         "udp_sessions": settings.max_udp_sessions,
         "udp_sockets": settings.max_udp_sessions,
         "metrics": abi.constant("HOOK_COUNT") * abi.constant("REASON_COUNT"),
+        **packet.sizes(flows=settings.max_flows, networks=_NETWORKS_MAX, backends=settings.max_backends),
     }
 
 
@@ -245,9 +274,7 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_first": first,
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
-        **packet.constants(
-            flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE
-        ),
+        **packet.constants(flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE),
         "pad": 0,
     }
 

@@ -87,6 +87,18 @@ def encode_network(owner: int, address: Address, prefix: int) -> bytes:
     return _NETWORK_KEYS[4 if len(address) == 4 else 6].pack(32 + prefix, owner, address)
 
 
+def decode_network(family: int, key: bytes) -> tuple[int, tuple[Address, int]]:
+    """(owner, range) of a key in networks4 or networks6."""
+    prefix, owner, address = _NETWORK_KEYS[family].unpack(key)
+    return owner, (Address(address), prefix - 32)
+
+
+def decode_node(row: bytes) -> tuple[int, tuple[Address, ...]]:
+    """(generation of routes, source addresses): the inverse of `encode_node`."""
+    generation, address4, address6 = _NODE.unpack(row)
+    return generation, tuple(Address(address) for address in (address4, address6) if any(address))
+
+
 def encode_backend_key(backend: Backend) -> bytes:
     """The key in backend_ids4 or backend_ids6; the value is the backend's id, 32 bits."""
     layout = _ENDPOINT_KEYS[4 if len(backend.address) == 4 else 6]

@@ -6,22 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from msgspec.structs import replace
-
 from bpfproxy.events import emit
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows, Tended
 from bpfproxy.proxiers.ebpf import codec, snapshot
 from bpfproxy.proxiers.ebpf.alloc import Clock
-from bpfproxy.proxiers.ebpf.devices import DeviceTable
 from bpfproxy.proxiers.ebpf.collector import Collector
 from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+from bpfproxy.proxiers.ebpf.devices import DeviceTable
 from bpfproxy.proxiers.ebpf.packet import Timeouts
+from bpfproxy.proxiers.ebpf.packet_tables import PacketTables
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
-from bpfproxy.proxiers.ebpf.rows import DeviceKey, NodeAddress, SetKey
+from bpfproxy.proxiers.ebpf.rows import ClusterNetwork, DeviceKey, NodeAddress, NodeKey, SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
-from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable, delete_rows, write_rows
+from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable
+from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,9 @@ DestroySockets = Callable[[Mapping[int, Gone]], None]
 class EbpfProxier:
     """Implements `Proxier` over the maps of a loaded datapath.
 
-    `activate` attaches the programs when the tables are filled; `destroy_sockets` ends the connected UDP sockets of
-    backends that went; `devices` is the packet level, where there is one.
-    `timeouts` are those that the programs were loaded with. `activate` attaches the programs when the tables are
-    filled; `destroy_sockets` ends the connected UDP sockets of backends that went.
+    `activate` attaches the socket level's programs when the tables are filled; `destroy_sockets` ends the connected
+    UDP sockets of backends that went; `devices` attaches those of the packet level, and `timeouts` are the ones that
+    they were loaded with.
     """
 
     name = "ebpf"
@@ -72,7 +71,9 @@ class EbpfProxier:
 
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
-        return self._renderer.render_node(plan if self._devices else replace(plan, devices=()))
+        if not self._devices:
+            plan = NodePlan(plan.node_port_addresses, plan.localhost_node_ports)
+        return self._renderer.render_node(plan)
 
     def phase(self, op: Op) -> int:
         """See `Proxier.phase`."""
@@ -92,8 +93,9 @@ class EbpfProxier:
             dangling = [codec.encode_frontend_key(f) for f in found.dangling if f.family == family]
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
-        self._sets = SetTable(self._maps, found, self._grace, self._clock)
-        self._frontends = FrontendTable(self._maps, found, self._sets, self._grace, self._clock)
+        self._packets = PacketTables(self._maps)
+        self._sets = SetTable(self._maps, self._packets, found, self._grace, self._clock)
+        self._frontends = FrontendTable(self._maps, self._packets, found, self._sets, self._grace, self._clock)
         return rows
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
@@ -103,7 +105,10 @@ class EbpfProxier:
             (SetKey, self._sets.write, None),
             (Frontend, self._frontends.write, None),
             (NodeAddress, self._write_addresses, None),
+            (ClusterNetwork, self._packets.write_networks, None),
+            (NodeKey, self._packets.write_node, None),
             (DeviceKey, self._write_devices, self._delete_devices),
+            (ClusterNetwork, None, self._packets.delete_networks),
             (NodeAddress, None, self._delete_addresses),
             (Frontend, None, self._frontends.delete),
             (SetKey, None, self._sets.delete),
@@ -139,12 +144,14 @@ class EbpfProxier:
         return []
 
     def _write_devices(self, ops: Sequence[Op]) -> list[Failure]:
+        self._packets.write_devices(ops)
         return self._devices.write(ops) if self._devices else []
 
     def _delete_devices(self, ops: Sequence[Op]) -> list[Failure]:
-        return self._devices.delete(ops) if self._devices else []
+        failures = self._devices.delete(ops) if self._devices else []
+        self._packets.delete_devices(ops)
+        return failures
 
-    def _release_sockets(self) -> None:
     def _release_gone(self) -> None:
         """UDP state of backends that are no longer Serving goes at once; TCP connections run out (rule 16)."""
         gone = self._sets.backends.gone
