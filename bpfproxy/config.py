@@ -19,7 +19,7 @@ from bpfproxy.errors import InputError
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
 ProxyMode = Literal["ebpf"]
-Acceleration = Literal["auto", "xdp", "tc"]
+Acceleration = Literal["none", "auto", "xdp", "tc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +55,9 @@ class Settings:
     """Devices that lead to pods of this node, names or patterns: host ends of veths, or bridges that join them;
     default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
 
-    acceleration: Acceleration = "auto"
-    """Packets from outside are handled by XDP or by tc; auto takes XDP where a network card does it natively, and tc
-    wherever XDP cannot be had."""
+    acceleration: Acceleration = "none"
+    """Packet level: clients outside the cluster and pods without hooks are served by XDP or by tc; auto takes XDP where
+    a network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone (socket level only)."""
 
     host_routing: bool = False
     """Send packets straight to the pods of this node, past the stack: NetworkPolicy in FORWARD, conntrack rules and

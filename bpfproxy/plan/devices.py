@@ -63,6 +63,8 @@ def device_policy(settings: Settings) -> DevicePolicy:
 
 def plan_devices(policy: DevicePolicy, network: NodeNetwork) -> tuple[DevicePlan, ...]:
     """The part of each device that has one, by index. Devices that are down are made ready for their coming up."""
+    if policy.acceleration == "none":
+        return ()
     by_index = {device.index: device for device in network.devices}
     behind: dict[int, list[Device]] = {}
     for device in network.devices:

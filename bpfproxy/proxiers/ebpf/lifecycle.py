@@ -169,7 +169,7 @@ class _Datapath:
         self._carry_sockets_over()
         self._set_calls_aside()
         spec = loader.LoadSpec(
-            programs=("sock_lb", *packet.PROGRAMS),
+            programs=("sock_lb", *(packet.PROGRAMS if settings.acceleration != "none" else ())),
             constants=constants(settings),
             sizes=all_sizes,
             pin_dir=self._maps,
@@ -192,6 +192,8 @@ class _Datapath:
         ]
         if self.devices:
             self.devices.release()
+        else:
+            DeviceHooks(self._top).detach_all()  # an earlier agent may have had the packet level
         self.loaded.close_programs()
         for former in self._replaces:
             bpffs.remove_tree(former)

@@ -13,7 +13,7 @@ from bpfproxy.model.frontend import Backend
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import Range
-from bpfproxy.proxiers.ebpf.snapshot import Maps
+from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
@@ -34,6 +34,21 @@ class PacketTables:
         """Note the id of a backend, until `flush`."""
         if self._loaded:
             self._fresh[backend] = number
+
+    def reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
+        """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
+        without the packet level."""
+        for family in _FAMILIES if self._loaded else ():
+            wanted = {
+                packet.encode_backend_key(backend): codec.U32.pack(entry.id)
+                for backend, entry in backends.items()
+                if family_of(backend.address) == family
+            }
+            map_ = self._maps[f"backend_ids{family}"]
+            found = {bytes(key): bytes(value) for key, value in map_.items()}
+            delete_rows(map_, [key for key in found if key not in wanted])
+            fresh = {key: value for key, value in wanted.items() if found.get(key) != value}
+            write_rows(map_, list(fresh), list(fresh.values()))
 
     def flush(self) -> None:
         """Write what was noted. A row that finds no room is no harm: a client that goes both ways from one port may
