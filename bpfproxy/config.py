@@ -56,8 +56,8 @@ class Settings:
     default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
 
     acceleration: Acceleration = "none"
-    """Packet level: clients outside the cluster and pods without hooks are served by XDP or by tc; auto takes XDP where
-    a network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone (socket level only)."""
+    """Packet level, for clients outside the cluster and pods without hooks: by XDP or by tc; auto takes XDP where a
+    network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone."""
 
     host_routing: bool = False
     """Send packets straight to the pods of this node, past the stack: NetworkPolicy in FORWARD, conntrack rules and

@@ -12,12 +12,12 @@ in force, then switches the links over one by one and removes the former maps.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import cache
 from ipaddress import ip_network
-from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -209,7 +209,7 @@ class _Datapath:
         for layer in calls.LAYERS:
             path = self._maps / f"{layer}_calls"
             if path.exists():
-                number = next(n for n in count() if not path.with_name(f"{path.name}{_ASIDE}{n}").exists())
+                number = next(n for n in itertools.count() if not path.with_name(f"{path.name}{_ASIDE}{n}").exists())
                 path.rename(path.with_name(f"{path.name}{_ASIDE}{number}"))
 
     def close(self) -> None:

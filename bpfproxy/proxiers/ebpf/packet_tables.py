@@ -83,11 +83,8 @@ class PacketTables:
 
     def write_networks(self, ops: Sequence[Op]) -> list[Failure]:
         """Pod networks of the cluster."""
-        failures = []
-        for op in ops:
-            if reason := self.admit(packet.CLUSTER, [(op.key.address, op.key.prefix)]):
-                failures.append(Failure(op, reason))
-        return failures
+        told = [(op, self.admit(packet.CLUSTER, [(op.key.address, op.key.prefix)])) for op in ops]
+        return [Failure(op, reason) for op, reason in told if reason]
 
     def delete_networks(self, ops: Sequence[Op]) -> list[Failure]:
         """Pod networks that are none any more."""
