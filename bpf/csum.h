@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Checksums follow changes by difference. XDP writes them; tc goes through helpers, which know how far the
+ * checksum of this packet is computed already (CHECKSUM_PARTIAL) and what the device has summed (CHECKSUM_COMPLETE).
+ * A difference is a one's complement sum of 32-bit words, kept in 64 bits.
+ */
+#pragma once
+#include "packet.h"
+
+#define MANGLED_ZERO ((__u16)0xffff)
+
+static __always_inline __u64 sum_change32(__u64 sum, __be32 old, __be32 fresh)
+{
+	return sum + (__u32)~old + fresh;
+}
+
+static __always_inline __u64 sum_change16(__u64 sum, __be16 old, __be16 fresh)
+{
+	return sum + (__u16)~old + fresh;
+}
+
+static __always_inline __u64 sum_change_address(__u64 sum, const void *old, const void *fresh)
+{
+#pragma unroll
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		sum = sum_change32(sum, ((const __be32 *)old)[i], ((const __be32 *)fresh)[i]);
+	return sum;
+}
+
+static __always_inline __u32 sum_fold32(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+static __always_inline __u16 sum_fold16(__u64 sum)
+{
+	__u32 half = sum_fold32(sum);
+
+	half = (half & 0xffff) + (half >> 16);
+	return (half & 0xffff) + (half >> 16);
+}
+
+/* A checksum field's new value. */
+static __always_inline __u16 csum_changed(__u16 checksum, __u64 change)
+{
+	return ~sum_fold16(change + (__u16)~checksum);
+}
+
+/* ---- SCTP: CRC32c ---- */
+
+/* x * y modulo the polynomial, in the reflected order of bits that CRC32c has. */
+static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
+{
+	__u32 product = 0;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 32; i++) {
+		product ^= y & -(x >> 31);
+		x <<= 1;
+		y = (y >> 1) ^ (0x82f63b78 & -(y & 1));
+	}
+	return product;
+}
+
+/*
+ * What a change of the first four bytes of a message of `length` bytes does to its CRC32c. The CRC is linear: no other
+ * byte need be read. The change is carried over the bytes behind it, a power of two at a time.
+ */
+static __always_inline __u32 crc_change(__u32 change, __u32 length)
+{
+	__u32 power = 0x00800000; /* x^8: one byte */
+	__u32 crc = 0;
+
+	/* Four bytes by themselves, in a byte stream whose first byte is the lowest. */
+	crc = change;
+	for (int i = 0; i < 32; i++)
+		crc = (crc >> 1) ^ (0x82f63b78 & -(crc & 1));
+	length -= 4;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 16; i++) {
+		if (length & 1)
+			crc = crc_multiply(crc, power);
+		power = crc_multiply(power, power);
+		length >>= 1;
+	}
+	return crc;
+}
+
+/* ---- transport headers ---- */
+
+/* Where the checksum is in the header; 0: none, or nothing in it depends on addresses. */
+static __always_inline __u32 l4_checksum_at(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? 16 : protocol == IPPROTO_UDP ? 6 : 0;
+}
+
+/*
+ * Follows a change of addresses and ports. Nothing of the packet may be touched afterwards: tc's pointers are invalid.
+ */
+static __always_inline void l4_checksum_update(const struct packet *p, __u64 addresses, __u64 ports)
+{
+	__u32 at = l4_checksum_at(p->protocol);
+
+	if (!at || !p->l4)
+		return;
+#if PACKET_XDP
+	__u16 *checksum = p->protocol == IPPROTO_TCP ? p->l4 + 16 : p->l4 + 6;
+	__u16 fresh;
+
+	if (IS_V4 && p->protocol == IPPROTO_UDP && !*checksum)
+		return;
+	fresh = csum_changed(*checksum, addresses + ports);
+	if (p->protocol == IPPROTO_UDP && !fresh)
+		fresh = MANGLED_ZERO;
+	*checksum = fresh;
+#else
+	__u64 flags = p->protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+
+	at += p->l4_offset;
+	skb_csum_replace(p->ctx, at, 0, sum_fold32(addresses), flags | BPF_F_PSEUDO_HDR);
+	/* With IPv6 the address itself is part of what the device has summed, and takes the change back. */
+	if (!IS_V4)
+		skb_csum_update(p->ctx, sum_fold32(addresses));
+	if (ports)
+		skb_csum_replace(p->ctx, at, 0, sum_fold32(ports), flags);
+#endif
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What each program of a family does with its packet. */
+#pragma once
+#include "new_flow.h"
+#include "parse.h"
+#include "source.h"
+
+/* Packets that the common path leaves alone, or to another program. */
+static __always_inline int leave(struct packet *p, enum parsed parsed, __u32 slow, __u32 icmp)
+{
+	switch (parsed) {
+	case PARSED_SLOW:
+		tail_call(p->ctx, packet_calls, slow);
+		break;
+	case PARSED_ICMP:
+		tail_call(p->ctx, packet_calls, icmp);
+		break;
+	case PARSED_MALFORMED:
+		return packet_pass(p, REASON_MALFORMED);
+	default:
+		return packet_pass(p, REASON_OTHER_PROTOCOL);
+	}
+	return packet_pass(p, REASON_BROKEN);
+}
+
+static __always_inline int program_in(context_t *ctx)
+{
+	struct packet p = {};
+	enum parsed parsed = packet_parse(ctx, &p, HOOK_IN, 0);
+
+	if (parsed != PARSED)
+		return leave(&p, parsed, CALL(SLOW_IN), CALL(ICMP_IN));
+	return flow_in(&p);
+}
+
+static __always_inline int program_new(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parse(ctx, &p, HOOK_IN, 1) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return new_flow(&p);
+}
+
+static __always_inline int program_source(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parse(ctx, &p, HOOK_IN, 1) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return new_source(&p);
+}
+
+#if !PACKET_XDP
+static __always_inline int program_out(context_t *ctx)
+{
+	struct packet p = {};
+	enum parsed parsed = packet_parse(ctx, &p, HOOK_TC_OUT, 0);
+
+	if (parsed != PARSED)
+		return leave(&p, parsed, CALL(SLOW_OUT), CALL(ICMP_OUT));
+	return flow_out(&p);
+}
+#endif

@@ -1,0 +1,68 @@
+"""What the packet level needs from the settings: sizes of its maps, and its part of `struct config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from bpfproxy.datapath import abi, features
+
+PROGRAMS: Final = ("xdp_lb", "xdp4_lb", "xdp6_lb", "tc_lb", "tc4_lb", "tc6_lb")
+"""Files of the C tree."""
+
+_TICK_SHIFT: Final = abi.constant("TICK_SHIFT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Idle times after which a flow is forgotten, in seconds: kube-proxy's defaults, and the kernel's where
+    kube-proxy has none."""
+
+    tcp_syn: float = 120
+    tcp_established: float = 86400
+    tcp_close_wait: float = 3600
+    """One side has closed."""
+    tcp_time_wait: float = 120
+    """Both have."""
+    tcp_reset: float = 10
+    udp: float = 30
+    """No answer yet."""
+    udp_stream: float = 120
+    sctp: float = 210
+
+
+def ticks(seconds: float) -> int:
+    """A time as the datapath keeps it, at least one tick."""
+    return max(1, round(seconds * 1e9) >> _TICK_SHIFT)
+
+
+def constants(timeouts: Timeouts, *, host_routing: bool, error_rate: int) -> dict[str, int]:
+    """The packet level's fields of `struct config`; `error_rate`: ICMP errors per second and CPU."""
+    return {
+        "has_coarse_clock": int(features.has_helper("xdp", "bpf_ktime_get_coarse_ns")),
+        "host_routing": int(host_routing),
+        "error_rate": error_rate,
+        **{name: ticks(getattr(timeouts, name)) for name in Timeouts.__slots__},
+    }
+
+
+def sizes(*, flows: int, networks: int, backends: int, devices: int = 1024) -> dict[str, int]:
+    """max_entries of the packet level's maps. `flows`: of client ports that can be known at once, per family."""
+    calls = abi.constant("CALL_COUNT")
+    per_family = {
+        "networks": networks,
+        "backend_ids": backends,
+        "flows": flows,
+        "tuples": flows,
+        "fragments": max(1024, flows >> 4),
+        "drafts": 1,
+    }
+    return {
+        **{f"{name}{family}": size for name, size in per_family.items() for family in (4, 6)},
+        "node": 1,
+        "devices": devices,
+        "allowances": 1,
+        "handovers": 1,
+        "xdp_calls": calls,
+        "tc_calls": calls,
+    }
