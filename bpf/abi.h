@@ -372,10 +372,24 @@ struct allowance {
 
 /* Per CPU: what a program hands to the one that it calls. */
 struct handover {
-	__u32 type; /* of an ICMP error */
+	/* the packet, as it was parsed */
+	__u32 l3_offset;
+	__u32 l4_offset;
+	__u32 ports; /* struct ports */
+	__be32 fragment_id;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 fragment;
+	__u8 tagged;
+	/* an ICMP error to be sent */
+	__u32 type;
 	__u32 code;
 	__u32 mtu;
 	__u32 reason; /* that is counted when it is sent */
+	/* SCTP's CRC */
+	__u32 verdict;
+	__u32 ports_change; /* old ports xor new ones */
+	__u32 l4_length;
 };
 
 /*
@@ -391,6 +405,10 @@ enum call {
 	CALL_NEW6,
 	CALL_SOURCE4, /* a new flow that takes two rows */
 	CALL_SOURCE6,
+	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
+	CALL_PARSED_IN6,
+	CALL_PARSED_OUT4,
+	CALL_PARSED_OUT6,
 	CALL_SLOW_IN4, /* fragments, options, extension headers */
 	CALL_SLOW_IN6,
 	CALL_SLOW_OUT4,
@@ -401,6 +419,7 @@ enum call {
 	CALL_ICMP_OUT6,
 	CALL_ERROR4, /* answers with an ICMP error */
 	CALL_ERROR6,
+	CALL_CRC,
 	CALL_COUNT,
 };
 

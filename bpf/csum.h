@@ -47,46 +47,6 @@ static __always_inline __u16 csum_changed(__u16 checksum, __u64 change)
 	return ~sum_fold16(change + (__u16)~checksum);
 }
 
-/* ---- SCTP: CRC32c ---- */
-
-/* x * y modulo the polynomial, in the reflected order of bits that CRC32c has. */
-static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
-{
-	__u32 product = 0;
-
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 32; i++) {
-		product ^= y & -(x >> 31);
-		x <<= 1;
-		y = (y >> 1) ^ (0x82f63b78 & -(y & 1));
-	}
-	return product;
-}
-
-/*
- * What a change of the first four bytes of a message of `length` bytes does to its CRC32c. The CRC is linear: no other
- * byte need be read. The change is carried over the bytes behind it, a power of two at a time.
- */
-static __always_inline __u32 crc_change(__u32 change, __u32 length)
-{
-	__u32 power = 0x00800000; /* x^8: one byte */
-	__u32 crc = 0;
-
-	/* Four bytes by themselves, in a byte stream whose first byte is the lowest. */
-	crc = change;
-	for (int i = 0; i < 32; i++)
-		crc = (crc >> 1) ^ (0x82f63b78 & -(crc & 1));
-	length -= 4;
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 16; i++) {
-		if (length & 1)
-			crc = crc_multiply(crc, power);
-		power = crc_multiply(power, power);
-		length >>= 1;
-	}
-	return crc;
-}
-
 /* ---- transport headers ---- */
 
 /* Where the checksum is in the header; 0: none, or nothing in it depends on addresses. */
@@ -108,6 +68,9 @@ static __always_inline void l4_checksum_update(const struct packet *p, __u64 add
 	__u16 *checksum = p->protocol == IPPROTO_TCP ? p->l4 + 16 : p->l4 + 6;
 	__u16 fresh;
 
+	/* For the verifier, which may not know the protocol that the header was parsed for. */
+	if ((void *)(checksum + 1) > packet_end(p->ctx))
+		return;
 	if (IS_V4 && p->protocol == IPPROTO_UDP && !*checksum)
 		return;
 	fresh = csum_changed(*checksum, addresses + ports);

@@ -28,7 +28,7 @@ static __always_inline int send_forward(const struct packet *p, const flow_t *fl
 		return route_send(p, &r, hop, routed, &gateway, reason);
 	}
 	packet_rewrite(p, &r);
-	return packet_pass(p, reason);
+	return packet_finish(p, &r, packet_pass(p, reason));
 }
 
 /* A reply, on a device by which it leaves. */
@@ -46,7 +46,7 @@ static __always_inline int send_reply(const struct packet *p, const flow_t *flow
 	}
 	count_packet(flow, p, DIRECTION_REPLY);
 	packet_rewrite(p, &r);
-	return packet_pass(p, REASON_REPLY);
+	return packet_finish(p, &r, packet_pass(p, REASON_REPLY));
 }
 
 /* A reply that has just arrived: translated, it may not go up the stack, since it would come from the node itself. */
@@ -94,7 +94,7 @@ static __always_inline int flow_in(struct packet *p)
 		if (flow && flow_usable(flow, p) && flow_note_client(flow, p) == NOTED)
 			return send_forward(p, flow, &flow->hop, REASON_REUSED);
 	}
-	tail_call(p->ctx, packet_calls, CALL(NEW));
+	packet_call(p, CALL(NEW));
 	return packet_pass(p, REASON_BROKEN);
 }
 

@@ -55,15 +55,27 @@ static __always_inline void rewrite_ip(const struct packet *p, const struct rewr
 }
 #endif
 
-/* The CRC covers the ports, and no address. */
-static __always_inline void rewrite_sctp(const struct packet *p, const struct rewrite *r)
+/*
+ * Last step of all: the verdict, after the change of ports has gone into SCTP's CRC, which covers no address. A
+ * program of its own does that.
+ */
+static __always_inline int packet_finish(const struct packet *p, const struct rewrite *r, int verdict)
 {
 	__u32 change = (__u32)(p->source_port ^ r->source_port) | (__u32)(p->destination_port ^ r->destination_port)
 									  << 16;
-	__u32 *checksum = p->l4 + 8;
+	struct handover *handover;
 
-	if (change)
-		*checksum ^= crc_change(change, p->length - (p->l4_offset - p->l3_offset));
+	if (p->protocol != IPPROTO_SCTP || p->fragment == FRAGMENT_LATER || !change)
+		return verdict;
+	handover = handover_row();
+	if (handover) {
+		handover->verdict = verdict;
+		handover->ports_change = change;
+		handover->l4_offset = p->l4_offset;
+		handover->l4_length = p->length - (p->l4_offset - p->l3_offset);
+		tail_call(p->ctx, packet_calls, CALL_CRC);
+	}
+	return packet_drop(p, REASON_BROKEN);
 }
 
 /* No pointer into the packet is valid afterwards. */
@@ -83,8 +95,6 @@ static __always_inline void packet_rewrite(const struct packet *p, const struct 
 	rewrite_ip(p, r, addresses);
 	if (!ports)
 		return;
-	if (p->protocol == IPPROTO_SCTP)
-		rewrite_sctp(p, r);
 	if (r->source_port != p->source_port || r->destination_port != p->destination_port) {
 		port_change = sum_change16(port_change, p->source_port, r->source_port);
 		port_change = sum_change16(port_change, p->destination_port, r->destination_port);

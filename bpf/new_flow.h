@@ -133,6 +133,6 @@ static __always_inline int new_flow(struct packet *p)
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
 	return send_forward(p, flow, &flow->hop, REASON_TRANSLATED);
 two_rows:
-	tail_call(p->ctx, packet_calls, CALL(SOURCE));
+	packet_call(p, CALL(SOURCE));
 	return packet_pass(p, REASON_BROKEN);
 }

@@ -77,6 +77,32 @@ static __always_inline __u32 packet_ifindex(context_t *ctx)
 #endif
 }
 
+static __always_inline struct handover *handover_row(void)
+{
+	__u32 zero = 0;
+
+	return map_lookup(handovers, &zero);
+}
+
+/* Calls a program that goes on with the packet as it was parsed here. Returns if there is none. */
+static __always_inline void packet_call(const struct packet *p, __u32 slot)
+{
+	struct handover *handover = handover_row();
+	struct ports ports = {.source = p->source_port, .destination = p->destination_port};
+
+	if (!handover)
+		return;
+	handover->l3_offset = p->l3_offset;
+	handover->l4_offset = p->l4_offset;
+	__builtin_memcpy(&handover->ports, &ports, sizeof(ports));
+	handover->fragment_id = p->fragment_id;
+	handover->protocol = p->protocol;
+	handover->tcp_flags = p->tcp_flags;
+	handover->fragment = p->fragment;
+	handover->tagged = p->tagged;
+	tail_call(p->ctx, packet_calls, slot);
+}
+
 /* Segments that the device is to cut itself may be longer than its MTU. */
 static __always_inline int packet_exceeds(const struct packet *p, __u32 mtu)
 {
@@ -108,15 +134,14 @@ static __always_inline int packet_leave_to_tc(const struct packet *p)
 /* Answers with an ICMP error: a program of its own, which counts `reason`. */
 static __always_inline int packet_error(const struct packet *p, __u32 type, __u32 code, __u32 mtu, enum reason reason)
 {
-	__u32 zero = 0;
-	struct handover *handover = map_lookup(handovers, &zero);
+	struct handover *handover = handover_row();
 
 	if (handover) {
 		handover->type = type;
 		handover->code = code;
 		handover->mtu = mtu;
 		handover->reason = reason;
-		tail_call(p->ctx, packet_calls, CALL(ERROR));
+		packet_call(p, CALL(ERROR));
 	}
 	return packet_drop(p, REASON_BROKEN);
 }

@@ -211,6 +211,51 @@ static __always_inline int parse_link(struct cursor *c, struct packet *p)
 	return 0;
 }
 
+/* The packet as the calling program has parsed it. */
+static __always_inline enum parsed packet_parsed(context_t *ctx, struct packet *p, enum hook hook)
+{
+	struct handover *handover = handover_row();
+	void *data = packet_data(ctx), *end = packet_end(ctx);
+	struct ports ports;
+	__u32 l3, l4;
+
+	p->ctx = ctx;
+	p->hook = hook;
+	if (!handover)
+		return PARSED_MALFORMED;
+	l3 = handover->l3_offset & 0x3f;
+	l4 = handover->l4_offset & 0xfff;
+	__builtin_memcpy(&ports, &handover->ports, sizeof(ports));
+	p->l3_offset = l3;
+	p->l4_offset = l4;
+	p->source_port = ports.source;
+	p->destination_port = ports.destination;
+	p->protocol = handover->protocol;
+	p->tcp_flags = handover->tcp_flags;
+	p->fragment = handover->fragment;
+	p->fragment_id = handover->fragment_id;
+	p->tagged = handover->tagged;
+	if (l3) {
+		p->ethernet = data;
+		if ((void *)(p->ethernet + 1) > end)
+			return PARSED_MALFORMED;
+	}
+	p->ip = data + l3;
+	if ((void *)(p->ip + 1) > end)
+		return PARSED_MALFORMED;
+	words_copy(&p->source, &p->ip->saddr);
+	words_copy(&p->destination, &p->ip->daddr);
+#if PACKET_XDP
+	p->length = end - (void *)p->ip;
+#else
+	p->length = ctx->len - l3;
+#endif
+	if (p->fragment == FRAGMENT_LATER)
+		return PARSED;
+	p->l4 = data + l4;
+	return p->l4 + (p->protocol == IPPROTO_TCP ? 18 : 8) > end ? PARSED_MALFORMED : PARSED;
+}
+
 static __always_inline enum parsed packet_parse(context_t *ctx, struct packet *p, enum hook hook, int slow)
 {
 	struct cursor c = {.at = packet_data(ctx), .end = packet_end(ctx)};

@@ -13,7 +13,7 @@ static __always_inline int leave(struct packet *p, enum parsed parsed, __u32 slo
 		tail_call(p->ctx, packet_calls, slow);
 		break;
 	case PARSED_ICMP:
-		tail_call(p->ctx, packet_calls, icmp);
+		packet_call(p, icmp);
 		break;
 	case PARSED_MALFORMED:
 		return packet_pass(p, REASON_MALFORMED);
@@ -37,7 +37,7 @@ static __always_inline int program_new(context_t *ctx)
 {
 	struct packet p = {};
 
-	if (packet_parse(ctx, &p, HOOK_IN, 1) != PARSED)
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
 		return packet_pass(&p, REASON_MALFORMED);
 	return new_flow(&p);
 }
@@ -46,7 +46,7 @@ static __always_inline int program_source(context_t *ctx)
 {
 	struct packet p = {};
 
-	if (packet_parse(ctx, &p, HOOK_IN, 1) != PARSED)
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
 		return packet_pass(&p, REASON_MALFORMED);
 	return new_source(&p);
 }

@@ -100,10 +100,10 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	packet_rewrite(p, r);
 	count_reason(p->hook, reason);
 #if PACKET_XDP
-	return ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex);
+	return packet_finish(p, r, ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex));
 #else
 	if (routed == ROUTED && p->ethernet)
-		return packet_redirect(ifindex);
+		return packet_finish(p, r, packet_redirect(ifindex));
 	/* The kernel looks the neighbour up, or asks for it. */
 	struct bpf_redir_neigh neighbour = {};
 
@@ -114,6 +114,6 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	neighbour.nh_family = AF_INET6_;
 	words_copy(neighbour.ipv6_nh, gateway);
 #endif
-	return packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour));
+	return packet_finish(p, r, packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour)));
 #endif
 }

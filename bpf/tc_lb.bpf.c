@@ -2,6 +2,7 @@
 /* The packet level in tc: the programs that are attached. The rest is in tc4_lb.bpf.c and tc6_lb.bpf.c. */
 #define PACKET_XDP 0
 #define PACKET_FAMILY 4
+#include "crc.h"
 #include "parse.h"
 
 #define HEADERS_SIZE 128U /* made linear: link, IP and transport headers, unless there are long options */
@@ -55,6 +56,12 @@ SEC("tc")
 int bp_tc_out_l3(struct __sk_buff *ctx)
 {
 	return dispatch(ctx, 0, CALL_OUT4, CALL_OUT6);
+}
+
+SEC("tc")
+int bp_tc_crc(struct __sk_buff *ctx)
+{
+	return program_crc(ctx);
 }
 
 LICENSE("Dual BSD/GPL");

@@ -2,6 +2,7 @@
 /* The packet level in XDP: the program that is attached. The rest is in xdp4_lb.bpf.c and xdp6_lb.bpf.c. */
 #define PACKET_XDP 1
 #define PACKET_FAMILY 4
+#include "crc.h"
 #include "parse.h"
 
 SEC("xdp")
@@ -16,6 +17,12 @@ int bp_xdp(struct xdp_md *ctx)
 	else if (ethertype == be16(ETH_P_IPV6))
 		tail_call(ctx, xdp_calls, CALL_IN6);
 	return XDP_PASS;
+}
+
+SEC("xdp")
+int bp_xdp_crc(struct xdp_md *ctx)
+{
+	return program_crc(ctx);
 }
 
 LICENSE("Dual BSD/GPL");

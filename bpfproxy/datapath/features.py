@@ -27,6 +27,7 @@ HELPERS: Final = {
     "bpf_get_socket_cookie": 46,
     "bpf_sk_storage_get": 107,
     "bpf_get_netns_cookie": 122,
+    "bpf_ktime_get_coarse_ns": 160,
     "bpf_set_retval": 187,
 }
 """Numbers of helpers in the kernel's ABI."""

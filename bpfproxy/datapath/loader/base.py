@@ -98,7 +98,7 @@ class Availability:
 def maps_version(sizes: Mapping[str, int]) -> str:
     """A short name for the layout of all maps: equal if and only if maps can be used on. For a directory's name."""
     digest = hashlib.sha256()
-    for header in ("abi.h", "maps.h"):
+    for header in ("abi.h", "maps.h", "packet_maps.h"):
         code = re.sub(r"/\*.*?\*/", " ", (c_tree() / header).read_text(), flags=re.DOTALL)
         digest.update(" ".join(code.split()).encode())
     digest.update(repr(sorted(sizes.items())).encode())

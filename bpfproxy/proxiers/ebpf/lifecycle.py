@@ -27,6 +27,7 @@ from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.ebpf import packet
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -201,6 +202,7 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_first": first,
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
+        **packet.constants(packet.Timeouts(), host_routing=False, error_rate=1000),
         "pad": 0,
     }
 

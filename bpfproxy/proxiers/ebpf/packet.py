@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from bpfproxy.datapath import abi, features
+from bpfproxy.model.address import ANY4, ANY6, Address
+from bpfproxy.model.frontend import Backend
 
 PROGRAMS: Final = ("xdp_lb", "xdp4_lb", "xdp6_lb", "tc_lb", "tc4_lb", "tc6_lb")
 """Files of the C tree."""
@@ -66,3 +68,36 @@ def sizes(*, flows: int, networks: int, backends: int, devices: int = 1024) -> d
         "xdp_calls": calls,
         "tc_calls": calls,
     }
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+CLUSTER: Final = 0
+"""Owner of the cluster's pod networks in networks4/6; a frontend's id owns its source ranges."""
+
+_NETWORK_KEYS: Final = {4: abi.layout("struct network4_key"), 6: abi.layout("struct network6_key")}
+_ENDPOINT_KEYS: Final = {4: abi.layout("struct endpoint4_key"), 6: abi.layout("struct endpoint6_key")}
+_NODE: Final = abi.layout("struct node")
+_DEVICE: Final = abi.layout("struct device")
+_DEVICE_POD: Final = abi.constant("DEVICE_POD")
+
+
+def encode_network(owner: int, address: Address, prefix: int) -> bytes:
+    """The key in networks4 or networks6; the value is 1, 32 bits."""
+    return _NETWORK_KEYS[4 if len(address) == 4 else 6].pack(32 + prefix, owner, address)
+
+
+def encode_backend_key(backend: Backend) -> bytes:
+    """The key in backend_ids4 or backend_ids6; the value is the backend's id, 32 bits."""
+    layout = _ENDPOINT_KEYS[4 if len(backend.address) == 4 else 6]
+    return layout.pack(backend.address, backend.port.to_bytes(2), backend.protocol, 0)
+
+
+def encode_node(generation: int, address4: Address = ANY4, address6: Address = ANY6) -> bytes:
+    """Row 0 of node: generation of routes, and the addresses that translated packets come from."""
+    return _NODE.pack(generation, address4, address6)
+
+
+def encode_device(*, pod: bool = False, address4: Address = ANY4, address6: Address = ANY6) -> bytes:
+    """A row of devices, whose key is the ifindex, 32 bits."""
+    return _DEVICE.pack(_DEVICE_POD if pod else 0, address4, address6)
