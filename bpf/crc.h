@@ -4,7 +4,7 @@
  * loops, once for every way that leads here.
  */
 #pragma once
-#include "packet.h"
+#include "csum.h"
 
 /* x * y modulo the polynomial, in the reflected order of bits that CRC32c has. */
 static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
@@ -50,7 +50,7 @@ static __always_inline int program_crc(context_t *ctx)
 {
 	struct handover *handover = handover_row();
 	void *header = packet_data(ctx);
-	__u32 *checksum, at;
+	__u32 *checksum, at, old, fresh;
 
 	if (!handover)
 		return VERDICT_DROP;
@@ -59,6 +59,11 @@ static __always_inline int program_crc(context_t *ctx)
 	checksum = header + 8;
 	if ((void *)(checksum + 1) > packet_end(ctx))
 		return VERDICT_DROP;
-	*checksum ^= crc_change(handover->ports_change, handover->l4_length);
+	old = *checksum;
+	fresh = old ^ crc_change(handover->ports_change, handover->l4_length);
+	*checksum = fresh;
+#if !PACKET_XDP
+	skb_csum_update(ctx, sum_fold32(sum_change32(0, old, fresh)));
+#endif
 	return handover->verdict;
 }

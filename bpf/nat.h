@@ -78,6 +78,27 @@ static __always_inline int packet_finish(const struct packet *p, const struct re
 	return packet_drop(p, REASON_BROKEN);
 }
 
+/*
+ * What the device has summed (CHECKSUM_COMPLETE) follows changes that no checksum within the packet makes up for.
+ * `l4_change` is that of the transport header where it has no checksum.
+ */
+static __always_inline void rewrite_device_sum(const struct packet *p, const struct rewrite *r, __u64 addresses,
+					       __u64 l4_change)
+{
+#if !PACKET_XDP
+	__u64 change = 0;
+
+	if (!IS_V4 && r->hop_limit)
+		change = sum_change16(change, be16(1), 0);
+	if (!IS_V4 && (!p->l4 || !l4_checksum_at(p->protocol)))
+		change += addresses;
+	if (p->l4 && !l4_checksum_at(p->protocol))
+		change += l4_change;
+	if (change)
+		skb_csum_update(p->ctx, sum_fold32(change));
+#endif
+}
+
 /* No pointer into the packet is valid afterwards. */
 static __always_inline void packet_rewrite(const struct packet *p, const struct rewrite *r)
 {
@@ -93,13 +114,14 @@ static __always_inline void packet_rewrite(const struct packet *p, const struct 
 	words_copy(&p->ip->saddr, &r->source);
 	words_copy(&p->ip->daddr, &r->destination);
 	rewrite_ip(p, r, addresses);
-	if (!ports)
-		return;
 	if (r->source_port != p->source_port || r->destination_port != p->destination_port) {
 		port_change = sum_change16(port_change, p->source_port, r->source_port);
 		port_change = sum_change16(port_change, p->destination_port, r->destination_port);
 	}
-	ports->source = r->source_port;
-	ports->destination = r->destination_port;
+	if (ports) {
+		ports->source = r->source_port;
+		ports->destination = r->destination_port;
+	}
+	rewrite_device_sum(p, r, addresses, port_change);
 	l4_checksum_update(p, addresses, port_change);
 }

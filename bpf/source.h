@@ -27,6 +27,47 @@ static __always_inline int node_address_towards(__u32 ifindex, void *address)
 	return words_zero(address) ? -1 : 0;
 }
 
+/* A flow as it stands in the row of replies, and back: there the source is the client, and the hop leads to it. */
+struct reply_form {
+	address_t source;
+	__be16 port;
+	__u32 flags;
+	__u32 generation;
+};
+
+static __always_inline struct reply_form reply_form_take(const struct packet *p, flow_t *flow)
+{
+	struct reply_form form = {.port = flow->source_port, .flags = flow->flags, .generation = flow->hop.generation};
+
+	words_copy(&form.source, flow->source);
+	words_copy(flow->source, &p->source);
+	flow->source_port = p->source_port;
+	flow->flags |= FLOW_REPLY;
+	flow->hop.generation = 0;
+	return form;
+}
+
+static __always_inline void reply_form_end(flow_t *flow, const struct reply_form *form)
+{
+	words_copy(flow->source, &form->source);
+	flow->source_port = form->port;
+	flow->flags = form->flags;
+	flow->hop.generation = form->generation;
+}
+
+/* Inserts a row of replies, or takes over one that has expired. Returns 0 unless another flow has these replies. */
+static __always_inline long reply_row_write(const struct packet *p, const tuple_key *key, const flow_t *reply)
+{
+	flow_t *known;
+
+	if (!map_update(tuples, key, reply, BPF_NOEXIST))
+		return 0;
+	known = map_lookup(tuples, key);
+	if (known && flow_expired(known, p->protocol, clock_ticks()))
+		return map_update(tuples, key, reply, BPF_ANY);
+	return -1;
+}
+
 /*
  * Finds a port of the range with which the reply's tuple is nobody else's, and takes it: inserts the row of replies.
  * flow->source is the address to be used. Returns 0 or -1.
@@ -35,31 +76,34 @@ static __always_inline int source_port_take(const struct packet *p, flow_t *flow
 {
 	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, 0, p->protocol, DIRECTION_REPLY);
 	__u32 first = CONFIG(snat_first), span = CONFIG(snat_last) - first + 1;
-	__u32 at = bpf_get_prandom_u32(), flags = flow->flags;
-	flow_t *known;
+	__u32 at = bpf_get_prandom_u32();
+	struct reply_form form;
 	int taken = 0;
 
 	if (!first)
 		return -1;
-	/* In the row of replies the source is the client. */
-	flow->flags = flags | FLOW_REPLY;
-	words_copy(flow->source, &p->source);
-	flow->source_port = p->source_port;
+	form = reply_form_take(p, flow);
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SOURCE_PORT_TRIES && !taken; i++) {
 		key.destination_port = be16(first + at % span);
-		taken = !map_update(tuples, &key, flow, BPF_NOEXIST);
-		if (!taken) {
-			known = map_lookup(tuples, &key);
-			if (known && flow_expired(known, p->protocol, flow->created))
-				taken = !map_update(tuples, &key, flow, BPF_ANY);
-		}
+		taken = !reply_row_write(p, &key, flow);
 		at += SOURCE_PORT_STEP;
 	}
-	flow->flags = flags;
-	words_copy(flow->source, key.destination);
-	flow->source_port = key.destination_port;
+	form.port = key.destination_port;
+	reply_form_end(flow, &form);
 	return taken ? 0 : -1;
+}
+
+/* The same for a flow whose source is settled. */
+static __always_inline long reply_row_insert(const struct packet *p, flow_t *flow)
+{
+	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, flow->source_port, p->protocol,
+				     DIRECTION_REPLY);
+	struct reply_form form = reply_form_take(p, flow);
+	long result = reply_row_write(p, &key, flow);
+
+	reply_form_end(flow, &form);
+	return result;
 }
 
 static __always_inline void reply_row_delete(const flow_t *flow, __u8 protocol)
@@ -68,33 +112,6 @@ static __always_inline void reply_row_delete(const flow_t *flow, __u8 protocol)
 				     DIRECTION_REPLY);
 
 	map_delete(tuples, &key);
-}
-
-/* Inserts the row of replies of a flow whose source is settled. Returns 0 unless another flow has these replies. */
-static __always_inline long reply_row_insert(const struct packet *p, flow_t *flow)
-{
-	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, flow->source_port, p->protocol,
-				     DIRECTION_REPLY);
-	address_t source;
-	__be16 port = flow->source_port;
-	__u32 flags = flow->flags;
-	flow_t *known;
-	long result;
-
-	words_copy(&source, flow->source);
-	words_copy(flow->source, &p->source);
-	flow->source_port = p->source_port;
-	flow->flags = flags | FLOW_REPLY;
-	result = map_update(tuples, &key, flow, BPF_NOEXIST);
-	if (result) {
-		known = map_lookup(tuples, &key);
-		if (known && flow_expired(known, p->protocol, clock_ticks()))
-			result = map_update(tuples, &key, flow, BPF_ANY);
-	}
-	words_copy(flow->source, &source);
-	flow->source_port = port;
-	flow->flags = flags;
-	return result;
 }
 
 /* ---- rows ---- */
