@@ -363,6 +363,13 @@ struct ports {
 	__be16 destination;
 };
 
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
 /* Per CPU: allowance for ICMP errors of our own. */
 struct allowance {
 	__u64 refilled; /* ns */
@@ -482,7 +489,6 @@ enum reason {
 	REASON_REPLY,	       /* translated back */
 	REASON_DIRECT,	       /* of a flow that is known and not translated */
 	REASON_ICMP,	       /* an ICMP error, translated with the packet that it quotes */
-	REASON_ERROR_SENT,     /* answered with an ICMP error */
 	REASON_ERROR_LIMITED,  /* one would be due, the rate or the packet's kind forbids it: dropped */
 	REASON_SOURCE_RANGE,   /* the client is in none of the frontend's ranges: dropped */
 	REASON_NOT_SYN,	       /* TCP without SYN and flow, where the choice is not consistent: passed on */

@@ -52,7 +52,15 @@ static __always_inline __u16 csum_changed(__u16 checksum, __u64 change)
 /* Where the checksum is in the header; 0: none, or nothing in it depends on addresses. */
 static __always_inline __u32 l4_checksum_at(__u8 protocol)
 {
-	return protocol == IPPROTO_TCP ? 16 : protocol == IPPROTO_UDP ? 6 : 0;
+	switch (protocol) {
+	case IPPROTO_TCP:
+		return 16;
+	case IPPROTO_UDP:
+		return 6;
+	case IPPROTO_ICMPV6:
+		return IS_V4 ? 0 : 2;
+	}
+	return 0;
 }
 
 /*
@@ -65,7 +73,7 @@ static __always_inline void l4_checksum_update(const struct packet *p, __u64 add
 	if (!at || !p->l4)
 		return;
 #if PACKET_XDP
-	__u16 *checksum = p->protocol == IPPROTO_TCP ? p->l4 + 16 : p->l4 + 6;
+	__u16 *checksum = p->l4 + at;
 	__u16 fresh;
 
 	/* For the verifier, which may not know the protocol that the header was parsed for. */

@@ -16,8 +16,8 @@ MAP(LRU_HASH, flows4, struct endpoint4_key, struct flow4, 0);
 MAP(LRU_HASH, flows6, struct endpoint6_key, struct flow6, 0);
 MAP(LRU_HASH, tuples4, struct tuple4_key, struct flow4, 0);
 MAP(LRU_HASH, tuples6, struct tuple6_key, struct flow6, 0);
-MAP(LRU_HASH, fragments4, struct fragment4_key, struct ports, 0);
-MAP(LRU_HASH, fragments6, struct fragment6_key, struct ports, 0);
+MAP(LRU_HASH, fragments4, struct fragment4_key, struct fragment, 0);
+MAP(LRU_HASH, fragments6, struct fragment6_key, struct fragment, 0);
 
 /* From program to program. */
 MAP(PERCPU_ARRAY, drafts4, __u32, struct flow4, 0);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* What each program of a family does with its packet. */
 #pragma once
+#include "error.h"
+#include "fragment.h"
+#include "icmp.h"
 #include "new_flow.h"
 #include "parse.h"
 #include "source.h"
@@ -33,6 +36,51 @@ static __always_inline int program_in(context_t *ctx)
 	return flow_in(&p);
 }
 
+static __always_inline int program_parsed_in(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return flow_in(&p);
+}
+
+static __always_inline int program_slow(context_t *ctx, enum hook hook, __u32 known, __u32 icmp)
+{
+	struct packet p = {};
+	enum parsed parsed = packet_parse(ctx, &p, hook, 1);
+
+	if (parsed == PARSED && p.fragment == FRAGMENT_LATER) {
+		if (fragment_find(&p))
+			return packet_pass(&p, REASON_FRAGMENT);
+	} else if (parsed == PARSED && p.fragment == FRAGMENT_FIRST) {
+		fragment_keep(&p);
+	}
+	if (parsed != PARSED)
+		return leave(&p, parsed, known, icmp);
+	packet_call(&p, known);
+	return packet_pass(&p, REASON_BROKEN);
+}
+
+static __always_inline int program_icmp_in(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return p.fragment ? packet_pass(&p, REASON_FRAGMENT) : icmp_in(&p);
+}
+
+static __always_inline int program_error(context_t *ctx)
+{
+	struct handover *handover = handover_row();
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED || !handover)
+		return packet_drop(&p, REASON_MALFORMED);
+	return send_error(&p, handover);
+}
+
 static __always_inline int program_new(context_t *ctx)
 {
 	struct packet p = {};
@@ -60,5 +108,23 @@ static __always_inline int program_out(context_t *ctx)
 	if (parsed != PARSED)
 		return leave(&p, parsed, CALL(SLOW_OUT), CALL(ICMP_OUT));
 	return flow_out(&p);
+}
+
+static __always_inline int program_parsed_out(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_TC_OUT) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return flow_out(&p);
+}
+
+static __always_inline int program_icmp_out(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_TC_OUT) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return p.fragment ? packet_pass(&p, REASON_FRAGMENT) : icmp_out(&p);
 }
 #endif

@@ -280,4 +280,4 @@ def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Itera
             bpffs.unmount(Path(scratch))
 
 
-__all__ = ["Datapath", "Service", "backend", "datapath", "frontend", "replace"]
+__all__ = ["CLIENT", "NODE", "OTHER_VIP", "POD", "REMOTE_POD", "SNAT", "VIP", "Datapath", "Masquerade", "Service", "backend", "datapath", "frontend"]
