@@ -73,12 +73,12 @@ static __always_inline int checksum_is_partial(struct packet *p)
 }
 #endif
 
-static __always_inline int packet_resize(context_t *ctx, __u32 size)
+static __always_inline int packet_resize(const struct packet *p, __u32 size)
 {
 #if PACKET_XDP
-	return xdp_adjust_tail(ctx, (int)size - (int)(packet_end(ctx) - packet_data(ctx)));
+	return xdp_adjust_tail(p->ctx, (int)size - (int)(p->l3_offset + p->length));
 #else
-	return skb_change_tail(ctx, size);
+	return skb_change_tail(p->ctx, size);
 #endif
 }
 
@@ -142,11 +142,11 @@ static __always_inline int send_error(struct packet *p, const struct handover *h
 	message.icmp.info = be32(mtu);
 	message.icmp.checksum = ~sum_fold16(checksum_of(&message, sizeof(message)) + error_pseudo_header(p));
 	error_ip_header(&ip, p);
-	if (packet_resize(ctx, p->l3_offset + sizeof(ip) + sizeof(message)))
+	if (packet_resize(p, p->l3_offset + sizeof(ip) + sizeof(message)))
 		return packet_drop(p, REASON_ERROR_LIMITED);
 	data = packet_data(ctx);
 	at = data + (p->l3_offset & 0x3f);
-	if (at + sizeof(ip) + sizeof(message) > packet_end(ctx))
+	if (at + sizeof(ip) + sizeof(message) > packet_end(ctx) || data + ETH_HLEN > packet_end(ctx))
 		return packet_drop(p, REASON_ERROR_LIMITED);
 	if (partial) {
 		/*

@@ -102,7 +102,7 @@ static __always_inline void quote_rewrite(const struct packet *p, const struct q
 	icmp->checksum = csum_changed(icmp->checksum, change + addresses + ports);
 }
 
-/* The outer header as it is. Its first bytes, which packet_rewrite() takes for ports, stay. */
+/* The outer header as it is; so is the start of the message, its new checksum included, which packet_rewrite() takes for ports. */
 static __always_inline struct rewrite icmp_rewrite_none(struct packet *p)
 {
 	struct ports *start = p->l4;
@@ -118,31 +118,34 @@ static __always_inline struct rewrite icmp_rewrite_none(struct packet *p)
  */
 static __always_inline struct rewrite icmp_to_client(struct packet *p, const struct quote *q, const flow_t *flow)
 {
-	struct rewrite r = icmp_rewrite_none(p);
 	address_t client = q->source;
 	__be16 port = q->ports->source;
+	struct rewrite r;
 
 	if (flow->flags & FLOW_SOURCE) {
 		words_copy(&client, flow->source);
 		port = flow->source_port;
-		r.destination = client;
 	}
+	quote_rewrite(p, q, &client, port, flow->vip, flow->vip_port);
+	r = icmp_rewrite_none(p);
+	if (flow->flags & FLOW_SOURCE)
+		r.destination = client;
 	if (words_equal(&p->source, flow->backend))
 		words_copy(&r.source, flow->vip);
-	quote_rewrite(p, q, &client, port, flow->vip, flow->vip_port);
 	return r;
 }
 
 /* About a packet to the client, on its way to the backend. */
 static __always_inline struct rewrite icmp_to_backend(struct packet *p, const struct quote *q, const flow_t *flow)
 {
-	struct rewrite r = icmp_rewrite_none(p);
+	struct rewrite r;
 
+	/* If the source is not translated, flow->source is the client. */
+	quote_rewrite(p, q, flow->backend, flow->backend_port, flow->source, flow->source_port);
+	r = icmp_rewrite_none(p);
 	words_copy(&r.destination, flow->backend);
 	if (flow->flags & FLOW_ROUTED)
 		words_copy(&r.source, flow->source);
-	/* If the source is not translated, flow->source is the client. */
-	quote_rewrite(p, q, flow->backend, flow->backend_port, flow->source, flow->source_port);
 	return r;
 }
 
