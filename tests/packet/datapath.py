@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, bpffs, calls, loader, testrun
@@ -242,13 +242,22 @@ class Datapath:
                     counts[f"{hook.name}.{reason.name}"] = total
         return counts
 
-    def flows(self, name: str) -> dict[bytes, object]:
+    def frontend_stats(self, frontend: Frontend) -> dict[str, list[int]]:
+        """Counters of a frontend, summed over the CPUs."""
+        key = self.frontend_id(frontend).to_bytes(4, "little")
+        rows = [_struct("struct frontend_stats", value) for value in self.maps["frontend_stats"].lookup_per_cpu(key)]
+        return {
+            name: [sum(values) for values in zip(*(list(getattr(row, name)) for row in rows), strict=True)]
+            for name in ("connections", "packets", "bytes")
+        }
+
+    def flows(self, name: str) -> dict[bytes, Any]:
         """Rows of flows4, flows6, tuples4 or tuples6 as cffi structs."""
         kind = f"struct flow{name[-1]}"
         return {bytes(key): _struct(kind, bytes(value)) for key, value in self.maps[name].items()}
 
 
-def _struct(kind: str, value: bytes) -> object:
+def _struct(kind: str, value: bytes) -> Any:
     result = abi.ffi.new(f"{kind} *")
     abi.ffi.buffer(result)[:] = value
     return result
@@ -280,4 +289,4 @@ def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Itera
             bpffs.unmount(Path(scratch))
 
 
-__all__ = ["CLIENT", "NODE", "OTHER_VIP", "POD", "REMOTE_POD", "SNAT", "VIP", "Datapath", "Masquerade", "Service", "backend", "datapath", "frontend"]
+__all__ = ["CLIENT", "NODE", "Scope", "OTHER_VIP", "POD", "REMOTE_POD", "SNAT", "VIP", "Datapath", "Masquerade", "Service", "backend", "datapath", "frontend"]
