@@ -155,14 +155,17 @@ class Datapath:
             if name.rstrip("46") in ("flows", "tuples", "fragments", "affinities", "networks", "backend_ids", "devices"):
                 for key, _ in list(map_.items()):
                     map_.delete(bytes(key))
-        for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
-            map_ = self.maps[name]
-            for index in range(map_.max_entries):
-                map_.zero(index)
+        self.clear_counters()
         self.set_node(1)
         for family in (4, 6):
             address, prefix = CLUSTER[family]
             self.add_network(packet.CLUSTER, address, prefix)
+
+    def clear_counters(self) -> None:
+        for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
+            map_ = self.maps[name]
+            for index in range(map_.max_entries):
+                map_.zero(index)
 
     def set_node(self, generation: int) -> None:
         self.maps["node"].update(
@@ -221,10 +224,20 @@ class Datapath:
         self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
     ) -> Outcome:
         """A frame through the program `bp_<program>`, inside the node's namespace."""
+        with self.inside():
+            return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The node's namespace."""
+        return netns.inside(self.namespace)
+
+    def run_here(
+        self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
+    ) -> Outcome:
+        """As `run`, for a caller who is inside already."""
         found = self.loaded.programs[f"bp_{program}"]
         flags = testrun.CHECKSUM_COMPLETE if complete else 0
-        with netns.inside(self.namespace):
-            return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
+        return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
 
     # ---- looking -------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ PASS: Final = {"xdp": XDP_PASS, "tc": TC_NEXT}
 DROP: Final = {"xdp": XDP_DROP, "tc": TC_SHOT}
 SENT: Final = {"xdp": XDP_REDIRECT, "tc": TC_REDIRECT}
 
+VERDICTS: Final = {"xdp": {1, 2, 3, 4}, "tc": {-1, 2, 7}}
+
 PAYLOAD: Final = b"0123456789abcdef!"
 
 
