@@ -9,7 +9,7 @@ from bpfproxy.datapath import libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
 
 CHECKSUM_COMPLETE: Final = 1 << 2
-"""For tc: the packet as a device hands it over that has summed it; the kernel checks the sum afterwards (Linux 6.18)."""
+"""For tc: the packet as a device hands it over that has summed it. The kernel checks the sum afterwards."""
 
 _XDP: Final = 6
 _ROOM: Final = 512
@@ -53,9 +53,7 @@ class Outcome:
     """Mean time of a run."""
 
 
-def run(
-    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0
-) -> Outcome:
+def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
     """Run the program `fd`, of program type `kind`, on a frame. Raises OSError: for one, if `flags` has
     CHECKSUM_COMPLETE and the checksum of the whole packet is not what the program made the kernel believe (EBADMSG).
 

@@ -8,7 +8,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,7 +20,7 @@ from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade, OnEmpty, Pool, Scope, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Op
-from bpfproxy.proxiers.ebpf import lifecycle, packet
+from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
@@ -40,11 +40,6 @@ OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
 CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
 SNAT: Final = (61001, 61064)
 
-ROUTER_MAC: Final = "02:00:00:00:00:fe"
-POD_MAC: Final = "02:00:00:00:01:05"
-REMOTE_MAC: Final = "02:00:00:00:02:05"
-
-UNKNOWN = 4294967295
 _numbers = itertools.count()
 
 _SETUP: Final = """
@@ -152,7 +147,15 @@ class Datapath:
         """No services, no flows, all counters zero; the node's own rows as at the start."""
         self.serve()
         for name, map_ in self.maps.items():
-            if name.rstrip("46") in ("flows", "tuples", "fragments", "affinities", "networks", "backend_ids", "devices"):
+            if name.rstrip("46") in (
+                "flows",
+                "tuples",
+                "fragments",
+                "affinities",
+                "networks",
+                "backend_ids",
+                "devices",
+            ):
                 for key, _ in list(map_.items()):
                     map_.delete(bytes(key))
         self.clear_counters()
@@ -203,8 +206,6 @@ class Datapath:
                 )
 
     def _flag_source_ranges(self, frontend: Frontend) -> None:
-        from bpfproxy.proxiers.ebpf import codec
-
         map_ = self.maps[f"frontends{frontend.family}"]
         key = codec.encode_frontend_key(frontend)
         row = bytearray(map_.lookup(key) or b"")
@@ -220,9 +221,7 @@ class Datapath:
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def run(
-        self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
-    ) -> Outcome:
+    def run(self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False) -> Outcome:
         """A frame through the program `bp_<program>`, inside the node's namespace."""
         with self.inside():
             return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
@@ -302,4 +301,19 @@ def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Itera
             bpffs.unmount(Path(scratch))
 
 
-__all__ = ["CLIENT", "NODE", "Scope", "OTHER_VIP", "POD", "REMOTE_POD", "SNAT", "VIP", "Datapath", "Masquerade", "Service", "backend", "datapath", "frontend"]
+__all__ = [
+    "CLIENT",
+    "NODE",
+    "OTHER_VIP",
+    "POD",
+    "REMOTE_POD",
+    "SNAT",
+    "VIP",
+    "Datapath",
+    "Masquerade",
+    "Scope",
+    "Service",
+    "backend",
+    "datapath",
+    "frontend",
+]

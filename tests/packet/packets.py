@@ -89,3 +89,30 @@ def checksums_hold(raw: bytes) -> bool:
         if layer in fresh:
             del fresh[layer].chksum
     return bytes(fresh) == raw
+
+
+__all__ = [
+    "ICMP",
+    "IP",
+    "SCTP",
+    "TCP",
+    "UDP",
+    "Dot1Q",
+    "Ether",
+    "ICMPv6DestUnreach",
+    "ICMPv6PacketTooBig",
+    "IPOption_Router_Alert",
+    "IPv6",
+    "IPv6ExtHdrDestOpt",
+    "IPv6ExtHdrFragment",
+    "IPv6ExtHdrHopByHop",
+    "Packet",
+    "Raw",
+    "SCTPChunkData",
+    "checksums_hold",
+    "frame",
+    "network",
+    "same",
+    "show",
+    "transport",
+]

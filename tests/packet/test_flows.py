@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bpfproxy.datapath import abi
 from bpfproxy.model.frontend import FrontendKind, Masquerade
 from bpfproxy.model.service import Protocol, Scheduler
 from tests.packet import packets as pk
@@ -296,16 +297,10 @@ def test_a_new_route_is_noticed(dp: Datapath, layer: Layer, family: int) -> None
         assert dp.run(ARRIVES[layer], raw).packet[:6] == bytes.fromhex("020000000205")
     row, name = next((row, key) for key, row in dp.flows(f"flows{family}").items())
     row.hop.destination[5] = 0x77  # as if the neighbour had been another one
-    dp.maps[f"flows{family}"].update(name, bytes(pk_buffer(row)))
+    dp.maps[f"flows{family}"].update(name, bytes(abi.ffi.buffer(row)))
     assert dp.run(ARRIVES[layer], raw).packet[:6] == bytes.fromhex("020000000277")
     dp.set_node(2)
     assert dp.run(ARRIVES[layer], raw).packet[:6] == bytes.fromhex("020000000205")
-
-
-def pk_buffer(row: Any) -> bytes:
-    from bpfproxy.datapath import abi
-
-    return bytes(abi.ffi.buffer(row))
 
 
 @layers

@@ -56,16 +56,12 @@ def test_fragments_follow_the_first(
 ) -> None:
     dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=True))
     client, vip, pod = (CLIENT[family], 40000), (VIP[family], 80), (POD[family], 8080)
-    sent = zip(
-        fragments(family, protocol, client, vip), fragments(family, protocol, client, pod), strict=True
-    )
+    sent = zip(fragments(family, protocol, client, vip), fragments(family, protocol, client, pod), strict=True)
     for raw, expected in sent:
         out = dp.run(ARRIVES[layer], raw, complete=complete)
         assert out.verdict == pk.PASS[layer]
         same(out.packet, expected)
-    replies = zip(
-        fragments(family, protocol, pod, client), fragments(family, protocol, vip, client), strict=True
-    )
+    replies = zip(fragments(family, protocol, pod, client), fragments(family, protocol, vip, client), strict=True)
     for raw, expected in replies:
         same(dp.run("tc_out", raw, complete=complete).packet, expected)
 
@@ -89,9 +85,7 @@ def test_forwarded_fragments(dp: Datapath, layer: Layer, complete: bool, family:
 
 @hooks
 @families
-def test_a_fragment_without_its_first_is_left_alone(
-    dp: Datapath, layer: Layer, complete: bool, family: int
-) -> None:
+def test_a_fragment_without_its_first_is_left_alone(dp: Datapath, layer: Layer, complete: bool, family: int) -> None:
     dp.serve(service(FrontendKind.CLUSTER_IP, family, Protocol.UDP, local=True))
     raw = fragments(family, Protocol.UDP, (CLIENT[family], 1), (VIP[family], 80))[1]
     out = dp.run(ARRIVES[layer], raw, complete=complete)
