@@ -18,7 +18,7 @@ from bpfproxy.lab.scene import How, Scene
 BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 UDP = 1
 PODS = ("pod1a", "pod1b", "pod2a", "pod2b", "pod2c")
-ROUNDS = 15
+ROUNDS = 30
 
 Scheduler = Literal["random", "round-robin", "maglev"]
 

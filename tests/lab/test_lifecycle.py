@@ -53,7 +53,7 @@ def traffic(scene: Scene) -> Iterator[None]:
     families: tuple[Family, ...] = (4, 6)
     with contextlib.ExitStack() as stack:
         loads = [
-            stack.enter_context(scene.lab.places[client].load(flow, hold=hold))
+            stack.enter_context(scene.lab.places[client].load(flow, hold=hold, interval=0.01))
             for client in ("pod1c", "node1")
             for family in families
             for flow, hold in (
