@@ -312,6 +312,7 @@ def test_xdp_that_cannot_be_had_is_a_failure_and_tc_serves(node: Net, runs: Call
     [failure] = run.sync().failures
     assert failure.reason == ("cannot attach bp_xdp to XDP of up0: its MTU is too large for XDP; tc does it meanwhile")
     assert run.attached()["up0"] == TC
+    assert run.engine.resync().failures == (failure,)
     node.ip.link("set", index=node.index("up0p"), mtu=1500)
     node.ip.link("set", index=index, mtu=1500)
     assert run.engine.sync().failures == ()

@@ -16,7 +16,6 @@ import itertools
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -45,6 +44,8 @@ from bpfproxy.proxiers.ebpf.view import View
 
 log = logging.getLogger(__name__)
 
+_SOCKET_LEVEL: Final = ("sock_lb",)
+"""File of the C tree."""
 _SOCKET_MAP: Final = "sockets"
 """Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
 _ASIDE: Final = "_former"
@@ -169,7 +170,7 @@ class _Datapath:
         self._carry_sockets_over()
         self._set_calls_aside()
         spec = loader.LoadSpec(
-            programs=("sock_lb", *(packet.PROGRAMS if settings.acceleration != "none" else ())),
+            programs=(*_SOCKET_LEVEL, *(packet.PROGRAMS if settings.acceleration != "none" else ())),
             constants=constants(settings),
             sizes=all_sizes,
             pin_dir=self._maps,
@@ -187,8 +188,7 @@ class _Datapath:
         target = attach.CgroupTarget(self._cgroup)
         outcomes = [
             attach.attach(self._links, program.name, program, target)
-            for program in attach.in_order(self.loaded.programs.values())
-            if program.type in _socket_level()
+            for program in attach.of_cgroups(self.loaded.programs.values())
         ]
         if self.devices:
             self.devices.release()
@@ -236,12 +236,6 @@ class _Datapath:
                     if sockets.shape.value_size == abi.sizeof("struct socket_state"):
                         libbpf.pin(sockets.fd, path)
                         return
-
-
-@cache
-def _socket_level() -> frozenset[int]:
-    """The types of programs that are attached to the cgroup."""
-    return frozenset(libbpf.program_type(section)[0] for section in ("cgroup/connect4", "cgroup/post_bind4"))
 
 
 def sizes(settings: Settings) -> dict[str, int]:
