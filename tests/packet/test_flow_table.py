@@ -207,3 +207,16 @@ def test_further_flows_of_a_port_outlive_the_first(dp: Datapath, family: int) ->
     talk.clock.seconds = 31
     assert talk.sweep() == 3
     assert talk.rows() == 0
+
+
+@families
+def test_a_first_flow_that_was_ended_where_it_stands_begins_anew(dp: Datapath, family: int) -> None:
+    dp.serve(served(family, POD, protocol=UDP), served(family, OTHER_POD, OTHER_VIP, UDP, "other"))
+    talk = Talk(dp, family, UDP)
+    talk.asks((VIP[family], 80))
+    talk.asks((OTHER_VIP[family], 80))
+    vip = Place.parse(f"[{VIP[family]}]:80")
+    assert talk.conntrack().flush(talk.names(), FlowFilter(vip=vip)) == 1
+    talk.asks((VIP[family], 80))
+    assert dp.counted() == {"XDP.TRANSLATED": 3}
+    assert [flow.service for flow in talk.flows()] == ["default/web", "default/other"]
