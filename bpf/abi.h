@@ -26,7 +26,16 @@ enum frontend_kind {
 };
 
 enum frontend_flag {
-	FRONTEND_SCOPED = 1, /* on the external row: there is an internal one too */
+	FRONTEND_SCOPED = 1,	    /* on the external row: there is an internal one too */
+	FRONTEND_SOURCE_RANGES = 2, /* clients outside the cluster must be in networks4/6 under the frontend's id */
+};
+
+/* When the client's address is replaced by the node's (packet level). */
+enum masquerade {
+	MASQUERADE_NEVER = 0,
+	MASQUERADE_NOT_LOCAL = 1, /* unless the client is in the pod network */
+	MASQUERADE_FROM_NODE = 2,
+	MASQUERADE_ALWAYS = 3,
 };
 
 /* A NodePort has an all-zero address: it answers on every address in node_addresses. */
@@ -130,7 +139,41 @@ struct node_address {
 	__u32 flags;
 };
 
-/* ---- state of flows ------------------------------------------------------------------------------------------- */
+/*
+ * Networks of clients: under owner 0 the cluster's pod networks, under a frontend's id the ranges that it admits.
+ * prefix counts the owner's 32 bits, too. The value counts for nothing.
+ */
+struct network4_key {
+	__u32 prefix;
+	__u32 owner;
+	__be32 address[1];
+};
+
+struct network6_key {
+	__u32 prefix;
+	__u32 owner;
+	__be32 address[4];
+};
+
+/* What may change while programs run: row 0 of `node`. */
+struct node {
+	__u32 route_generation; /* grows with each change of routes, neighbours, links; 0: nothing is cached */
+	__be32 address4[1];	/* source of translated packets; all zero: there is none */
+	__be32 address6[4];
+};
+
+enum device_flag {
+	DEVICE_POD = 1, /* leads to one pod: redirect_peer gets there */
+};
+
+/* By ifindex. Devices without a row use the addresses of `node`. */
+struct device {
+	__u32 flags;
+	__be32 address4[1];
+	__be32 address6[4];
+};
+
+/* ---- state of sockets ---------------------------------------------------------------------------------------- */
 
 struct affinity_key {
 	__u64 group;
@@ -190,6 +233,203 @@ struct udp_socket {
 	__u32 generation;
 };
 
+/* ---- state of flows (packet level) ---------------------------------------------------------------------------- */
+
+/*
+ * A client's port has one row in flows4/6, found from both directions, since its address and port stand in both: the
+ * flow's destination tells packets of the client, its backend those that come back. Everything else is in tuples4/6
+ * by the whole tuple: further flows of the same port (both directions), and the replies to translated sources.
+ */
+struct endpoint4_key {
+	__be32 address[1];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct endpoint6_key {
+	__be32 address[4];
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct tuple4_key {
+	__be32 source[1];
+	__be32 destination[1];
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 direction; /* enum direction */
+	__u16 pad;
+};
+
+struct tuple6_key {
+	__be32 source[4];
+	__be32 destination[4];
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 direction;
+	__u16 pad;
+};
+
+/* Where a packet leaves: valid while `generation` is node.route_generation. */
+struct next_hop {
+	__u32 generation;
+	__u32 ifindex;
+	__u8 destination[6];
+	__u8 source[6];
+	__u16 mtu;
+	__u16 pad;
+};
+
+enum flow_flag {
+	FLOW_DIRECT = 1,  /* the client talks to the backend itself: nothing is translated */
+	FLOW_MORE = 2,	  /* the client's port has further flows, in tuples */
+	FLOW_SOURCE = 4,  /* the source is translated: replies are found in tuples */
+	FLOW_ROUTED = 8,  /* to a node address: we forward it, the stack would take it for an impostor */
+	FLOW_LOCAL = 16,  /* the backend is on this node */
+	FLOW_REPLY = 32,  /* a row for replies, in tuples */
+	FLOW_PAIRED = 64, /* replies have a row of their own */
+};
+
+/* What each side was seen to do. Each side's byte is written by its own packets alone. */
+enum side_flag {
+	SIDE_SEEN = 1,
+	SIDE_ANSWERED = 2, /* TCP: sent more than the SYN */
+	SIDE_FIN = 4,
+	SIDE_RESET = 8,
+};
+
+/*
+ * In a reply's row `source` is the client. Times are in ticks of 2^TICK_SHIFT ns of CLOCK_MONOTONIC, and wrap.
+ */
+enum { TICK_SHIFT = 24 };
+
+struct flow4 {
+	__be32 vip[1];
+	__be32 backend[1];
+	__be32 source[1]; /* the client as its backend sees it */
+	__be16 vip_port;
+	__be16 backend_port;
+	__be16 source_port;
+	__u8 client_side; /* enum side_flag */
+	__u8 backend_side;
+	__u32 flags; /* enum flow_flag */
+	__u32 created;
+	__u32 seen;
+	__u32 frontend; /* id; 0 if direct */
+	__u32 backend_id;
+	__u32 backend_generation;
+	struct next_hop hop;
+};
+
+struct flow6 {
+	__be32 vip[4];
+	__be32 backend[4];
+	__be32 source[4];
+	__be16 vip_port;
+	__be16 backend_port;
+	__be16 source_port;
+	__u8 client_side;
+	__u8 backend_side;
+	__u32 flags;
+	__u32 created;
+	__u32 seen;
+	__u32 frontend;
+	__u32 backend_id;
+	__u32 backend_generation;
+	struct next_hop hop;
+};
+
+/* The ports of a fragmented packet, for its later fragments. */
+struct fragment4_key {
+	__be32 source[1];
+	__be32 destination[1];
+	__be32 id;
+	__u32 protocol;
+};
+
+struct fragment6_key {
+	__be32 source[4];
+	__be32 destination[4];
+	__be32 id;
+	__u32 protocol;
+};
+
+struct ports {
+	__be16 source;
+	__be16 destination;
+};
+
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/* Per CPU: allowance for ICMP errors of our own. */
+struct allowance {
+	__u64 refilled; /* ns */
+	__u32 tokens;
+	__u32 pad;
+};
+
+/* Per CPU: what a program hands to the one that it calls. */
+struct handover {
+	/* the packet, as it was parsed */
+	__u32 l3_offset;
+	__u32 l4_offset;
+	__u32 ports; /* struct ports */
+	__be32 fragment_id;
+	__u8 protocol;
+	__u8 tcp_flags;
+	__u8 fragment;
+	__u8 tagged;
+	/* an ICMP error to be sent */
+	__u32 type;
+	__u32 code;
+	__u32 mtu;
+	__u32 reason; /* that is counted when it is sent */
+	/* SCTP's CRC */
+	__u32 verdict;
+	__u32 ports_change; /* old ports xor new ones */
+	__u32 l4_length;
+};
+
+/*
+ * Slots of xdp_calls and tc_calls: CALL_IN4 is for program bp_xdp_in4, or bp_tc_in4, and so on. A slot without a
+ * program of that name stays empty.
+ */
+enum call {
+	CALL_IN4 = 0, /* packets that arrive */
+	CALL_IN6,
+	CALL_OUT4, /* packets that leave */
+	CALL_OUT6,
+	CALL_NEW4, /* no flow is known */
+	CALL_NEW6,
+	CALL_SOURCE4, /* a new flow that takes two rows */
+	CALL_SOURCE6,
+	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
+	CALL_PARSED_IN6,
+	CALL_PARSED_OUT4,
+	CALL_PARSED_OUT6,
+	CALL_SLOW_IN4, /* fragments, options, extension headers */
+	CALL_SLOW_IN6,
+	CALL_SLOW_OUT4,
+	CALL_SLOW_OUT6,
+	CALL_ICMP_IN4,
+	CALL_ICMP_IN6,
+	CALL_ICMP_OUT4,
+	CALL_ICMP_OUT6,
+	CALL_ERROR4, /* answers with an ICMP error */
+	CALL_ERROR6,
+	CALL_CRC,
+	CALL_COUNT,
+};
+
 /* ---- configuration -------------------------------------------------------------------------------------------- */
 
 /* Constants of a loaded program: .rodata in the prebuilt object, -DCFG_<field> with bcc. */
@@ -199,7 +439,19 @@ struct config {
 	__u32 pod_scope6; /* the same for IPv6 */
 	__u32 snat_first; /* host order, inclusive; 0: no range */
 	__u32 snat_last;
-	__u32 has_set_retval; /* bpf_set_retval works in these hooks (Linux 6.1) */
+	__u32 has_set_retval;	/* bpf_set_retval works in these hooks (Linux 6.1) */
+	__u32 has_coarse_clock; /* bpf_ktime_get_coarse_ns (Linux 5.11) */
+	__u32 host_routing;	/* straight to the pods of this node, past the stack */
+	__u32 error_rate;	/* ICMP errors of our own, per second and CPU; 0: none */
+	/* Idle times after which a flow is forgotten, in ticks (see TICK_SHIFT). */
+	__u32 tcp_syn;
+	__u32 tcp_established;
+	__u32 tcp_close_wait; /* one side has closed */
+	__u32 tcp_time_wait;  /* both have */
+	__u32 tcp_reset;
+	__u32 udp; /* no answer yet */
+	__u32 udp_stream;
+	__u32 sctp;
 	__u32 pad;
 };
 
@@ -217,6 +469,9 @@ enum hook {
 	HOOK_POST_BIND4,
 	HOOK_POST_BIND6,
 	HOOK_SOCK_RELEASE,
+	HOOK_XDP,
+	HOOK_TC_IN,
+	HOOK_TC_OUT,
 	HOOK_COUNT,
 };
 
@@ -230,6 +485,23 @@ enum reason {
 	REASON_NO_STATE,	 /* translated, but its state could not be kept: replies show the backend */
 	REASON_PORT_TAKEN,	 /* bind to a NodePort or into the SNAT range: refused */
 	REASON_BROKEN,		 /* a row points nowhere: passed on (a bug, or maps changed by hand) */
+	/* packet level */
+	REASON_REPLY,	       /* translated back */
+	REASON_DIRECT,	       /* of a flow that is known and not translated */
+	REASON_ICMP,	       /* an ICMP error, translated with the packet that it quotes */
+	REASON_ERROR_LIMITED,  /* one would be due, the rate or the packet's kind forbids it: dropped */
+	REASON_SOURCE_RANGE,   /* the client is in none of the frontend's ranges: dropped */
+	REASON_NOT_SYN,	       /* TCP without SYN and flow, where the choice is not consistent: passed on */
+	REASON_SNAT_EXHAUSTED, /* no source port is free: dropped */
+	REASON_NO_SOURCE,      /* no node address to translate to: dropped */
+	REASON_NO_ROUTE,       /* dropped */
+	REASON_NO_NEIGHBOUR,   /* XDP leaves the packet to tc */
+	REASON_TTL,	       /* used up: dropped */
+	REASON_TOO_BIG,	       /* for the next device, and must not be fragmented: answered, if the rate allows */
+	REASON_FRAGMENT,       /* a later fragment whose first was not seen: passed on */
+	REASON_MALFORMED,      /* headers cut short or not understood: passed on */
+	REASON_OTHER_PROTOCOL, /* passed on */
+	REASON_NO_FLOW,	       /* the flow could not be kept: dropped */
 	REASON_COUNT,
 };
 
@@ -240,13 +512,19 @@ struct metric {
 enum origin {
 	ORIGIN_CONNECT = 0,
 	ORIGIN_SENDMSG,
+	ORIGIN_PACKET,
 	ORIGIN_COUNT,
 };
 
+/* Packets and bytes (from the IP header on) by enum direction; the socket level has none. */
 struct frontend_stats {
 	__u64 connections[ORIGIN_COUNT];
+	__u64 packets[2];
+	__u64 bytes[2];
 };
 
 struct backend_stats {
 	__u64 connections;
+	__u64 packets[2];
+	__u64 bytes[2];
 };

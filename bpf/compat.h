@@ -39,6 +39,8 @@ enum { map_counter_base = __COUNTER__ };
 #define MAP_TYPE_LRU_HASH "lru_hash"
 #define MAP_TYPE_ARRAY "array"
 #define MAP_TYPE_PERCPU_ARRAY "percpu_array"
+#define MAP_TYPE_LPM_TRIE "lpm_trie"
+#define MAP_TYPE_PROG_ARRAY "prog"
 #define map_ref(m) ((void *)bpf_pseudo_fd(1, m##_pseudo_fd))
 
 #else /* clang + libbpf */
@@ -79,6 +81,33 @@ const volatile struct config config = {};
 #define set_retval(value) (((int (*)(int))BPF_FUNC_set_retval)(value))
 #define socket_storage(m, sk, flags)                                                                                   \
 	(((void *(*)(void *, void *, void *, __u64))BPF_FUNC_sk_storage_get)(map_ref(m), sk, (void *)0, flags))
+
+/* Packets. */
+#define clock_coarse() (((__u64(*)(void))BPF_FUNC_ktime_get_coarse_ns)())
+#define tail_call(ctx, m, slot) (((void (*)(void *, void *, __u32))BPF_FUNC_tail_call)(ctx, map_ref(m), slot))
+#define packet_redirect(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect)(ifindex, 0))
+#define packet_redirect_peer(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect_peer)(ifindex, 0))
+#define packet_redirect_neigh(ifindex, hop, size)                                                                      \
+	(((long (*)(__u32, struct bpf_redir_neigh *, int, __u64))BPF_FUNC_redirect_neigh)(ifindex, hop, size, 0))
+#define fib_lookup(ctx, params)                                                                                        \
+	(((long (*)(void *, struct bpf_fib_lookup *, int, __u32))BPF_FUNC_fib_lookup)(ctx, params, sizeof(*(params)),  \
+										      0))
+#define checksum_of(data, size)                                                                                        \
+	(((__s64(*)(void *, __u32, void *, __u32, __u32))BPF_FUNC_csum_diff)((void *)0, 0, data, size, 0))
+#define skb_pull_data(skb, size) (((long (*)(struct __sk_buff *, __u32))BPF_FUNC_skb_pull_data)(skb, size))
+#define skb_csum_update(skb, sum) (((__s64(*)(struct __sk_buff *, __u32))BPF_FUNC_csum_update)(skb, sum))
+#define skb_csum_replace(skb, at, from, to, flags)                                                                     \
+	(((long (*)(struct __sk_buff *, __u32, __u64, __u64, __u64))BPF_FUNC_l4_csum_replace)(skb, at, from, to, flags))
+#define skb_store(skb, at, data, size, flags)                                                                          \
+	(((long (*)(struct __sk_buff *, __u32, const void *, __u32, __u64))BPF_FUNC_skb_store_bytes)(skb, at, data,    \
+												     size, flags))
+#define skb_change_tail(skb, size)                                                                                     \
+	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_tail)(skb, size, 0))
+#define skb_adjust_room(skb, size)                                                                                     \
+	(((long (*)(struct __sk_buff *, __s32, __u32, __u64))BPF_FUNC_skb_adjust_room)(skb, size, BPF_ADJ_ROOM_MAC, 0))
+#define xdp_adjust_head(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_head)(xdp, size))
+#define xdp_adjust_tail(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_tail)(xdp, size))
+#define xdp_adjust_meta(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_meta)(xdp, size))
 
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
         RenderedRow,
         check,
         cleanup,
+        flush_flows,
+        list_flows,
         open_engine,
         open_view,
         plan_manifests,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     )
     from bpfproxy.config import Settings
     from bpfproxy.errors import BpfproxyError
+    from bpfproxy.model.flow import Flow, FlowFilter, Place
     from bpfproxy.sources.files import load_manifests
 
     __version__: str
@@ -34,12 +37,17 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "BpfproxyError",
+    "Flow",
+    "FlowFilter",
+    "Place",
     "Plan",
     "RenderedRow",
     "Settings",
     "__version__",
     "check",
     "cleanup",
+    "flush_flows",
+    "list_flows",
     "load_manifests",
     "open_engine",
     "open_view",
@@ -52,7 +60,14 @@ __all__ = [
     "serve",
 ]
 
-_MODULES = {"Agent": "agent", "BpfproxyError": "errors", "Settings": "config"}
+_MODULES = {
+    "Agent": "agent",
+    "BpfproxyError": "errors",
+    "Flow": "model.flow",
+    "FlowFilter": "model.flow",
+    "Place": "model.flow",
+    "Settings": "config",
+}
 """Where the public names are that `bpfproxy.api` does not hold."""
 
 

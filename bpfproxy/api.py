@@ -19,9 +19,10 @@ from bpfproxy import status
 from bpfproxy.config import Settings
 from bpfproxy.errors import PermissionsError
 from bpfproxy.model.event import Object, Update
+from bpfproxy.model.flow import ALL_FLOWS, Flow, FlowFilter
 from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePlan
 from bpfproxy.model.service import ObjectName
-from bpfproxy.plan import Clash, PlanIndex, node_config, plan_node, plan_service
+from bpfproxy.plan import Clash, PlanIndex, device_policy, node_config, plan_devices, plan_node, plan_service
 from bpfproxy.proxiers.base import Key, Proxier, Renderer, Row
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.status import AgentStatus
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
     from bpfproxy.datapath.probe import Finding
     from bpfproxy.engine import Engine
+    from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+    from bpfproxy.proxiers.ebpf.flowcodec import Names
     from bpfproxy.proxiers.ebpf.view import View
 
 
@@ -127,7 +130,7 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
         proxiers = parts.open_proxiers()
         for proxier in proxiers.values():
             stack.callback(proxier.close)
-        config = node_config(settings, settings.node, parts.node_addresses())
+        config = node_config(settings, settings.node, parts.node_addresses(), state=parts.network())
         engine = Engine({mode: wrap(proxier) for mode, proxier in proxiers.items()}, settings.proxy_mode, config)
         engine.start()
         yield engine
@@ -136,16 +139,48 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
 def check(settings: Settings) -> list[Finding]:
     """What this kernel and machine offer to an agent with `settings`, what would be used, and what follows."""
     from bpfproxy.proxiers.ebpf import lifecycle
+    from bpfproxy.sources.devices import network_state
 
-    return lifecycle.check(settings)
+    network = network_state().network
+    return lifecycle.check(settings, plan_devices(device_policy(settings), network))
 
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath of a node, whether its agent runs or not. Raises NotRunningError, PermissionsError."""
     from bpfproxy.proxiers.ebpf import lifecycle
 
-    try:
+    with _readable(state_dir):
         return lifecycle.open_view(state_dir)
+
+
+def list_flows(state_dir: Path, wanted: FlowFilter = ALL_FLOWS) -> list[Flow]:
+    """The flows that the packet level of a node knows, whether its agent runs or not; in no order. Raises
+    NotRunningError, PermissionsError."""
+    with _conntrack(state_dir) as (conntrack, names):
+        return list(conntrack.read(names, wanted))
+
+
+def flush_flows(state_dir: Path, wanted: FlowFilter = ALL_FLOWS) -> int:
+    """Make a node forget flows; returns how many. Their next packets get new ones, where they may (a TCP packet that
+    opens no connection goes to the backend that Maglev names, or passes untranslated). Raises NotRunningError,
+    PermissionsError."""
+    with _conntrack(state_dir) as (conntrack, names):
+        return conntrack.flush(names, wanted)
+
+
+@contextlib.contextmanager
+def _conntrack(state_dir: Path) -> Iterator[tuple[Conntrack, Names]]:
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    agent = status.read(state_dir) if state_dir.is_dir() else None
+    with _readable(state_dir):
+        yield lifecycle.open_conntrack(state_dir, agent.settings if agent else {})
+
+
+@contextlib.contextmanager
+def _readable(state_dir: Path) -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
         raise PermissionsError(
             f"{state_dir} cannot be read: run as root, or grant CAP_BPF and CAP_NET_ADMIN"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import socket
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -18,6 +19,7 @@ from bpfproxy.errors import InputError
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
 ProxyMode = Literal["ebpf"]
+Acceleration = Literal["none", "auto", "xdp", "tc"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,22 @@ class Settings:
 
     masquerade_all: bool = False
     """Masquerade all traffic to ClusterIPs at packet level."""
+
+    device: tuple[str, ...] = ()
+    """Devices by which clients outside the node come, names or patterns (`eth*`), followed as they come and go;
+    default: those with a default route."""
+
+    pod_device: tuple[str, ...] = ()
+    """Devices that lead to pods of this node, names or patterns: host ends of veths, or bridges that join them;
+    default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
+
+    acceleration: Acceleration = "none"
+    """Packet level, for clients outside the cluster and pods without hooks: by XDP or by tc; auto takes XDP where a
+    network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone."""
+
+    host_routing: bool = False
+    """Send packets straight to the pods of this node, past the stack: NetworkPolicy in FORWARD, conntrack rules and
+    the CNI's masquerading are bypassed."""
 
     cgroup: Path | None = None
     """cgroup v2 directory whose processes the socket-level programs serve; default: the root of the cgroup v2 mount."""
@@ -75,6 +93,33 @@ class Settings:
     max_udp_sessions: int = 65536
     """Size of the map of unconnected UDP sockets' sessions, rows; the least recently used one makes room."""
 
+    max_flows: int = 131072
+    """Size of each map of flows (four: two per family), rows; the least recently used one makes room."""
+
+    conntrack_tcp_syn: float = 120.0
+    """Idle time after which a TCP flow without an answer is forgotten, seconds."""
+
+    conntrack_tcp_established: float = 86400.0
+    """Idle time after which an established TCP flow is forgotten, seconds."""
+
+    conntrack_tcp_close_wait: float = 3600.0
+    """Idle time after which a TCP flow that one side has closed is forgotten, seconds."""
+
+    conntrack_tcp_time_wait: float = 120.0
+    """Idle time after which a TCP flow that both sides have closed is forgotten, seconds."""
+
+    conntrack_tcp_reset: float = 10.0
+    """Idle time after which a TCP flow that was reset is forgotten, seconds."""
+
+    conntrack_udp: float = 30.0
+    """Idle time after which a UDP flow without an answer is forgotten, seconds."""
+
+    conntrack_udp_stream: float = 120.0
+    """Idle time after which a UDP flow that was answered is forgotten, seconds."""
+
+    conntrack_sctp: float = 210.0
+    """Idle time after which an SCTP flow is forgotten, seconds."""
+
     grace_period: float = 1.0
     """Seconds before a freed id or extent is used again."""
 
@@ -93,6 +138,8 @@ class Settings:
             name, value = field.name, getattr(self, field.name)
             if name.startswith("max_") and not 1 <= value <= _ROWS_MAX:
                 raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX} rows")
+            if name.startswith("conntrack_") and not 0.1 <= value <= _IDLE_MAX:
+                raise InputError(f"{flag(name)} {value:g}: expected 0.1 to {_IDLE_MAX:g} seconds")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{flag(name)} {value:g}: expected seconds, 0 or more")
         if self.sync_period < max(self.min_sync_period, _SYNC_PERIOD_MIN):
@@ -100,6 +147,10 @@ class Settings:
                 f"--sync-period {self.sync_period:g}: expected at least {_SYNC_PERIOD_MIN:g} seconds"
                 " and no less than --min-sync-period"
             )
+        for name in ("device", "pod_device"):
+            for pattern in getattr(self, name):
+                if not _DEVICE_PATTERN.fullmatch(pattern):
+                    raise InputError(f"{flag(name)} {pattern}: expected a device's name, or a pattern such as eth*")
         self.snat_range()
 
     @property
@@ -116,7 +167,10 @@ class Settings:
 
 
 _ROWS_MAX = 1 << 28
+_IDLE_MAX = 365 * 86400.0
+"""The datapath's clock wraps: it can tell idle times of somewhat more than a year."""
 _SYNC_PERIOD_MIN = 0.1
+_DEVICE_PATTERN = re.compile(r"[^/:\s]+")
 
 
 def flag(field: str) -> str:

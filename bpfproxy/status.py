@@ -28,6 +28,11 @@ class Counters(Struct):
     clashes: int = 0
     """Frontends that a Service lost to another."""
     source_restarts: int = 0
+    expired_flows: int = 0
+    """Rows of flows that were removed because their time is over."""
+    nearly_full_maps: int = 0
+    """How often a map of flows became nearly full."""
+    failed_upkeep: int = 0
 
 
 class AgentStatus(Struct, kw_only=True):

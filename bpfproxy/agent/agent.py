@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ from bpfproxy.engine import Engine, SyncReport
 from bpfproxy.errors import BpfproxyError, InputError
 from bpfproxy.events import emit
 from bpfproxy.model.address import Address
+from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import Update
 from bpfproxy.model.service import Node
 from bpfproxy.plan import NodeConfig, node_config
@@ -67,6 +69,7 @@ class Agent:
         self._stopped_by: signal.Signals | None = None
         self._updates: list[Update] = []
         self._addresses: frozenset[Address] = frozenset()
+        self._network = NetworkState()
         self._node: Node | None = None
         self._node_changed = False
         self._troubles: frozenset[str] = frozenset()
@@ -111,6 +114,7 @@ class Agent:
 
     async def _serve(self, proxiers: Mapping[str, base.Proxier]) -> None:
         self._addresses = frozenset(await self._in_worker(self._parts.node_addresses))
+        self._network = await self._in_worker(self._parts.network)
         engine = Engine(proxiers, self.settings.proxy_mode, self._config())
         await self._in_worker(engine.start)
         emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
@@ -120,7 +124,9 @@ class Agent:
                 group.create_task(self._sync_forever(engine)),
                 group.create_task(self._keep("objects", objects, self._take)),
                 group.create_task(self._keep("addresses", self._parts.address_source(), self._take_addresses)),
+                group.create_task(self._keep("devices", self._parts.network_source(), self._take_network)),
                 group.create_task(self._write_status_forever()),
+                *(group.create_task(self._tend_forever(mode, proxier)) for mode, proxier in proxiers.items()),
             ]
             await self._stopping.wait()
             process.notify("STOPPING=1")
@@ -144,6 +150,11 @@ class Agent:
             self._addresses, self._node_changed = addresses, True
             self._request()
 
+    def _take_network(self, network: NetworkState) -> None:
+        if network != self._network:
+            self._network, self._node_changed = network, True
+            self._request()
+
     def _refuse(self, error: InputError) -> None:
         for line in str(error).splitlines():
             self.status.counters.refused_inputs += 1
@@ -151,7 +162,7 @@ class Agent:
         self._status_changed.set()
 
     def _config(self) -> NodeConfig:
-        return node_config(self.settings, self.settings.node, self._addresses, self._node)
+        return node_config(self.settings, self.settings.node, self._addresses, self._node, self._network)
 
     async def _keep(self, name: str, source: Source[T], sink: Callable[[T], None]) -> None:
         """Run a source for ever: one that fails is started again, later and later."""
@@ -266,6 +277,31 @@ class Agent:
         if self._troubles and not troubles:
             emit(log, logging.INFO, "recovered", failed_tries=self._runner.failures)
         self._troubles = frozenset(troubles)
+
+    async def _tend_forever(self, mode: str, proxier: base.Proxier) -> None:
+        """A proxier's upkeep, when it asks for it."""
+        backoff = self._backoff()
+        counters = self.status.counters
+        delay = 0.0
+        while delay < math.inf:
+            await asyncio.sleep(delay)
+            try:
+                done = await self._in_worker(proxier.tend)
+            except Exception as error:
+                delay = backoff.failed()
+                counters.failed_upkeep += 1
+                level = logging.ERROR if backoff.failures == 1 else logging.DEBUG
+                emit(log, level, "upkeep_failed", proxier=mode, error=_describe(error), retry_seconds=delay)
+                log.debug("event=upkeep_trace", exc_info=error)
+            else:
+                backoff.reset()
+                delay = done.delay
+                counters.expired_flows += done.expired_flows
+                counters.nearly_full_maps += len(done.nearly_full)
+                if not (done.expired_flows or done.nearly_full):
+                    continue
+                emit(log, logging.DEBUG, "upkeep", proxier=mode, expired_flows=done.expired_flows)
+            self._status_changed.set()
 
     # ---- surroundings ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 from bpfproxy.config import Settings
 from bpfproxy.errors import InputError
 from bpfproxy.model.address import Address
+from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import Update
 from bpfproxy.proxiers.base import Proxier
 
@@ -38,12 +39,20 @@ class Parts(Protocol):
         """On the node's interfaces, now."""
         ...
 
+    def network(self) -> NetworkState:
+        """The node's devices, now."""
+        ...
+
     def object_source(self, refused: Callable[[InputError], None]) -> Source[Update]:
         """Delivers objects, and tells `refused` of what cannot be accepted. `run` again goes on where it stood."""
         ...
 
     def address_source(self) -> Source[frozenset[Address]]:
         """Delivers the node's addresses whenever they change."""
+        ...
+
+    def network_source(self) -> Source[NetworkState]:
+        """Delivers the node's devices whenever they, or the ways to other hosts, change."""
         ...
 
 
@@ -71,6 +80,12 @@ class NodeParts:
 
         return node_addresses()
 
+    def network(self) -> NetworkState:
+        """See `Parts.network`."""
+        from bpfproxy.sources.devices import network_state
+
+        return network_state()
+
     def object_source(self, refused: Callable[[InputError], None]) -> Source[Update]:
         """See `Parts.object_source`."""
         from bpfproxy.sources.files import FilesSource
@@ -82,3 +97,9 @@ class NodeParts:
         from bpfproxy.sources.addresses import AddressSource
 
         return AddressSource()
+
+    def network_source(self) -> Source[NetworkState]:
+        """See `Parts.network_source`."""
+        from bpfproxy.sources.devices import DeviceSource
+
+        return DeviceSource()

@@ -18,7 +18,7 @@ from bpfproxy.model.frontend import NodePlan, ServicePlan
 
 if TYPE_CHECKING:
     from bpfproxy.engine import Engine
-    from bpfproxy.proxiers.base import Failure, Key, Op, Proxier, Row, Rows
+    from bpfproxy.proxiers.base import Failure, Key, Op, Proxier, Row, Rows, Tended
 
 NAME = "sync"
 AIM = Aim("≤", 0.3)
@@ -66,6 +66,10 @@ class Watched:
         failures = self._inner.apply(ops)
         self.marks["applied"] = _clock()
         return failures
+
+    def tend(self) -> Tended:
+        """As it is."""
+        return self._inner.tend()
 
     def activate(self, *, complete: bool) -> None:
         """Attach, or switch."""

@@ -16,6 +16,7 @@ _COMMANDS = {
     "render": "plan:render",
     "service": "look:service",
     "backend": "look:backend",
+    "conntrack": "conntrack:conntrack",
     "stats": "look:stats",
     "check": "node:check",
     "cleanup": "node:cleanup",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -32,8 +32,9 @@ def _address(view: FrontendView) -> str:
     return f"{address}:{view.port}/{view.protocol}{family}"
 
 
-def _connections(view: FrontendView) -> int:
-    return sum(view.connections.values())
+def _by(counts: Mapping[str, int], label: str = "{}") -> str:
+    """`3 by connect, 4 by packet`."""
+    return ", ".join(f"{count} {label.format(name)}" for name, count in counts.items())
 
 
 @click.group()
@@ -59,11 +60,24 @@ def list_services(settings: Settings, as_json: bool) -> None:
             view.scope,
             view.scheduler,
             len(view.backends),
-            _connections(view),
+            sum(view.connections.values()),
+            sum(view.packets.values()),
+            sum(view.bytes.values()),
         )
         for view in frontends
     ]
-    headers = ("service", "port", "kind", "frontend", "clients", "scheduler", "backends", "connections")
+    headers = (
+        "service",
+        "port",
+        "kind",
+        "frontend",
+        "clients",
+        "scheduler",
+        "backends",
+        "connections",
+        "packets",
+        "bytes",
+    )
     output.write_table(headers, rows)
 
 
@@ -89,7 +103,9 @@ def show(name: str, settings: Settings, as_json: bool) -> None:
             "masquerade": view.masquerade,
             "backends": f"{', '.join(view.backends)} ({view.pool})" if view.backends else f"none: {view.on_empty}",
             "draining": ", ".join(view.draining),
-            "connections": ", ".join(f"{count} by {origin}" for origin, count in view.connections.items()),
+            "connections": _by(view.connections, "by {}"),
+            "packets": _by(view.packets),
+            "bytes": _by(view.bytes),
         }
         lines = [f"{view.kind} {_address(view)}", *(f"  {key:<12} {text}" for key, text in facts.items() if text)]
         output.write("\n".join(lines) + "\n")
@@ -117,17 +133,20 @@ def list_backends(settings: Settings, as_json: bool) -> None:
             "local" if view.local else "remote",
             view.sets,
             view.connections,
+            *view.packets.values(),
+            *view.bytes.values(),
         )
         for view in backends
     ]
-    output.write_table(("id", "backend", "protocol", "place", "sets", "connections"), rows)
+    counters = ("packets to", "packets from", "bytes to", "bytes from")
+    output.write_table(("id", "backend", "protocol", "place", "sets", "connections", *counters), rows)
 
 
 @click.command(short_help="Print counters of a running node.")
 @settings_options("state_dir")
 @output_option
 def stats(settings: Settings, as_json: bool) -> None:
-    """Print counters by hook and reason, how full the maps are, and the state of the agent."""
+    """Print counters by hook and reason, drops, traffic, how full the maps are, and the state of the agent."""
     view = api.open_view(settings.state_dir)
     node = view.node()
     agent = api.read_status(settings.state_dir)
@@ -135,10 +154,15 @@ def stats(settings: Settings, as_json: bool) -> None:
         output.write_json({**output.plain(node), "agent": agent})
         return
     counts = [(hook, reason, count) for hook, reasons in node.metrics.items() for reason, count in reasons.items()]
-    output.write_table(("hook", "reason", "count"), counts, f"Counters ({node.connections} connections)")
-    families = Counter(f"frontends{frontend.family}" for frontend in view.frontends())
-    used = {**families, "sets": node.sets, "backends": node.backends, "node_addresses": len(node.node_addresses)}
-    sizes = [(name, used.get(name, ""), size) for name, size in node.map_sizes.items()]
+    output.write_table(("hook", "reason", "count"), counts, "Counters")
+    lost = [(reason, "dropped", count) for reason, count in node.drops.items()]
+    lost += [(reason, "refused", count) for reason, count in node.refusals.items()]
+    output.write_table(("reason", "what became of it", "count"), lost, "Not served")
+    traffic = [("connections", f"by {origin}", count) for origin, count in node.connections.items()]
+    traffic += [("packets", way, count) for way, count in node.packets.items()]
+    traffic += [("bytes", way, count) for way, count in node.bytes.items()]
+    output.write_table(("what", "way", "count"), traffic, "Traffic")
+    sizes = [(name, node.map_rows.get(name, ""), size) for name, size in node.map_sizes.items()]
     output.write_table(("map", "rows", "at most"), sizes, "Maps")
     if agent is not None:
         facts: list[tuple[str, object]] = [

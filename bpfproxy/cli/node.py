@@ -12,7 +12,7 @@ from bpfproxy.errors import PermissionsError, UnsupportedError
 
 
 @click.command(short_help="Print what this machine offers.")
-@settings_options("state_dir", "cgroup", "loader")
+@settings_options("device", "pod_device", "acceleration", "host_routing", "cgroup", "state_dir", "loader")
 @output_option
 def check(settings: Settings, as_json: bool) -> None:
     """Print what this kernel and machine offer, what would be used, and what follows. Changes nothing.

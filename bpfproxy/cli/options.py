@@ -35,6 +35,8 @@ _METAVARS: Final = {
     "cluster_cidr": "CIDR,...",
     "nodeport_addresses": "CIDR,...",
     "node_name": "NAME",
+    "device": "NAME,...",
+    "pod_device": "NAME,...",
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",

@@ -47,17 +47,21 @@ def enum_of(name: str, prefix: str) -> type[IntEnum]:
 
 
 @cache
-def layout(name: str) -> struct.Struct:
+def layout(name: str, *wanted: str) -> struct.Struct:
     """How to pack a struct without padding of the compiler's own: a value per field; arrays, and fields in network
-    order, are bytes."""
+    order, are bytes. With names of fields: those alone, in the struct's order; the others are passed over."""
 
-    def code(type_: Any) -> str:
+    def code(label: str, type_: Any) -> str:
+        if wanted and label not in wanted:
+            return f"{ffi.sizeof(type_)}x"
         if type_.kind == "array" or type_.kind in ("struct", "union"):
             return f"{ffi.sizeof(type_)}s"
         return _FORMATS[type_.cname]
 
     fields = ffi.typeof(name).fields
-    packed = struct.Struct("=" + "".join(code(field.type) for _, field in fields))
+    if unknown := {*wanted} - {label for label, _ in fields}:
+        raise KeyError(f"{name} has no field {', '.join(sorted(unknown))}")
+    packed = struct.Struct("=" + "".join(code(label, field.type) for label, field in fields))
     if packed.size != sizeof(name):
         raise AssertionError(f"{name} has padding that abi.h does not name")
     return packed

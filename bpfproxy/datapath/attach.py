@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -18,7 +18,7 @@ from bpfproxy.datapath import features, libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
 from bpfproxy.errors import DatapathError, PermissionsError, UnsupportedError
 
-ORDER: Final = (
+CGROUP_HOOKS: Final = (
     "cgroup_inet_sock_release",
     "cgroup_udp4_recvmsg",
     "cgroup_udp6_recvmsg",
@@ -31,10 +31,17 @@ ORDER: Final = (
     "cgroup_inet4_post_bind",
     "cgroup_inet6_post_bind",
 )
+ORDER: Final = (*CGROUP_HOOKS, "tcx_egress", "xdp", "tcx_ingress")
 """Hooks by attach type, in the order in which they are attached or switched: what translates back comes before what
 translates, so that no client ever sees a backend's address. They are detached from the end."""
 
-_CGROUP_LINK: Final = 3
+
+class AttachError(DatapathError):
+    """The kernel refused an attachment; `code` is the errno."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Outcome(Enum):
@@ -65,14 +72,18 @@ class Attachable(Protocol):
 
 
 class Target(Protocol):
-    """What a program is attached to: a cgroup, or a device."""
+    """What a program is attached to: a cgroup, or a place at a device."""
 
-    def opened(self) -> contextlib.AbstractContextManager[int]:
-        """The descriptor or interface index that bpf_link_create takes; raises OSError."""
+    def link(self, program: Attachable) -> int:
+        """A new link's descriptor; raises OSError."""
         ...
 
-    def holds(self, info: Any) -> bool:
-        """Whether a `struct bpf_link_info` belongs to this target."""
+    def holds(self, info: Any, program: Attachable) -> bool:
+        """Whether a `struct bpf_link_info` is that of a link by which `program` could run here."""
+        ...
+
+    def explain(self, error: OSError) -> str:
+        """Why `link` failed, for people."""
         ...
 
 
@@ -82,18 +93,27 @@ class CgroupTarget:
 
     path: Path
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[int]:
-        """A descriptor of the directory."""
+    def link(self, program: Attachable) -> int:
+        """See `Target.link`."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            yield fd
+            return create_link(program, fd, program.attach_type)
         finally:
             os.close(fd)
 
-    def holds(self, info: Any) -> bool:
-        """A link whose cgroup was removed has none."""
-        return bool(info.type == _CGROUP_LINK and info.cgroup.cgroup_id == self.path.stat().st_ino)
+    def holds(self, info: Any, program: Attachable) -> bool:
+        """See `Target.holds`; a link whose cgroup was removed has none."""
+        return bool(
+            info.type == libbpf.LINK_CGROUP
+            and info.cgroup.cgroup_id == self.path.stat().st_ino
+            and info.cgroup.attach_type == program.attach_type
+        )
+
+    def explain(self, error: OSError) -> str:
+        """See `Target.explain`."""
+        if isinstance(error, PermissionError):
+            return "a program there, or above, was attached without allowing others (BPF_F_ALLOW_MULTI)"
+        return error.strerror or str(error)
 
     def __str__(self) -> str:
         return f"cgroup {self.path}"
@@ -125,23 +145,26 @@ def in_order(programs: Iterable[Any]) -> list[Any]:
     return sorted(programs, key=lambda p: places.get(libbpf.attach_type_name(p.attach_type), len(places)))
 
 
+def of_cgroups(programs: Iterable[Any]) -> list[Any]:
+    """Those of `programs` that are attached to a cgroup, in the order of ORDER."""
+    return [p for p in in_order(programs) if libbpf.attach_type_name(p.attach_type) in CGROUP_HOOKS]
+
+
 def attach(directory: Path, name: str, program: Attachable, target: Target) -> Outcome:
     """See to it that the link pinned as `directory`/`name` runs `program` at `target`.
 
     A link to elsewhere, or to a cgroup or device that is gone, is replaced. Raises PermissionsError, UnsupportedError
-    or DatapathError.
+    or AttachError.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         return _attach(directory / name, program, target)
-    except PermissionError as error:
-        if missing := features.missing_capabilities():
-            raise PermissionsError(f"attaching {program.name} to {target} needs {', '.join(missing)}") from error
-        reason = "a program there, or above, was attached without allowing others (BPF_F_ALLOW_MULTI)"
-        raise DatapathError(f"cannot attach {program.name} to {target}: {reason}") from error
     except OSError as error:
-        message = f"cannot attach {program.name} to {target}: {error.strerror}"
-        raise DatapathError(message) from error
+        missing = features.missing_capabilities()
+        if isinstance(error, PermissionError) and missing:
+            raise PermissionsError(f"attaching {program.name} to {target} needs {', '.join(missing)}") from error
+        message = f"cannot attach {program.name} to {target}: {target.explain(error)}"
+        raise AttachError(message, error.errno or 0) from error
 
 
 def detach(directory: Path, name: str) -> bool:
@@ -182,6 +205,19 @@ def links(directory: Path) -> list[Link]:
     return [_inspect(path) for path in sorted(directory.iterdir())]
 
 
+def create_link(program: Attachable, target: int, attach_type: int, flags: int = 0) -> int:
+    """A descriptor of a new link from `program` to the descriptor or interface index `target`.
+
+    Raises OSError, or UnsupportedError where the kernel has no links.
+    """
+    options = ffi.new("struct bpf_link_create_opts *", {"sz": ffi.sizeof("struct bpf_link_create_opts")})
+    options.flags = flags
+    link: int = lib().bpf_link_create(program.fd, target, attach_type, options)
+    if link == -errno.EINVAL and not features.has_links():
+        raise UnsupportedError(f"cannot attach {program.name}: this kernel has no bpf_link (Linux 5.7)")
+    return libbpf.check(link, "bpf_link_create")
+
+
 def _attach(path: Path, program: Attachable, target: Target) -> Outcome:
     try:
         former = libbpf.open_pin(path)
@@ -190,7 +226,7 @@ def _attach(path: Path, program: Attachable, target: Target) -> Outcome:
         return Outcome.CREATED
     try:
         info = libbpf.info(former, "link")
-        if not target.holds(info) or _attach_type(info) not in (None, program.attach_type):
+        if not target.holds(info, program):
             fresh = path.with_name(f"{path.name}_new")
             fresh.unlink(missing_ok=True)
             _create(fresh, program, target)
@@ -206,19 +242,22 @@ def _attach(path: Path, program: Attachable, target: Target) -> Outcome:
 
 
 def _create(path: Path, program: Attachable, target: Target) -> None:
-    with target.opened() as target_fd:
-        link = lib().bpf_link_create(program.fd, target_fd, program.attach_type, ffi.NULL)
-    if link == -errno.EINVAL and not features.has_links():
-        raise UnsupportedError(f"cannot attach {program.name}: this kernel has no bpf_link (Linux 5.7)")
-    libbpf.check(link, "bpf_link_create")
+    link = target.link(program)
     try:
         libbpf.pin(link, path)
     finally:
         os.close(link)
 
 
-def _attach_type(info: Any) -> int | None:
-    return info.cgroup.attach_type if info.type == _CGROUP_LINK else None
+def _attach_type(info: Any) -> str:
+    match info.type:
+        case libbpf.LINK_CGROUP:
+            return libbpf.attach_type_name(info.cgroup.attach_type)
+        case libbpf.LINK_TCX:
+            return libbpf.attach_type_name(info.tcx.attach_type)
+        case libbpf.LINK_XDP:
+            return "xdp"
+    return ""
 
 
 def _inspect(path: Path) -> Link:
@@ -230,24 +269,13 @@ def _inspect(path: Path) -> Link:
             os.close(fd)
     except OSError as error:
         raise DatapathError(f"{path} is no pinned link of ours: {error.strerror}") from error
-    is_cgroup = info.type == _CGROUP_LINK
-    attach_type = _attach_type(info)
+    is_cgroup = info.type == libbpf.LINK_CGROUP
     return Link(
         name=path.name,
         type=libbpf.link_type_name(info.type),
-        program=_program_name(info.prog_id),
+        program=libbpf.program_name(info.prog_id),
         program_id=info.prog_id,
-        attach_type="" if attach_type is None else libbpf.attach_type_name(attach_type),
+        attach_type=_attach_type(info),
         cgroup_id=info.cgroup.cgroup_id if is_cgroup else 0,
         ifindex=0 if is_cgroup else info.xdp.ifindex,
     )
-
-
-def _program_name(program_id: int) -> str:
-    fd = lib().bpf_prog_get_fd_by_id(program_id)
-    if fd < 0:
-        return ""
-    try:
-        return libbpf.text(libbpf.info(fd, "prog").name)
-    finally:
-        os.close(fd)

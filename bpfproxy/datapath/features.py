@@ -27,6 +27,7 @@ HELPERS: Final = {
     "bpf_get_socket_cookie": 46,
     "bpf_sk_storage_get": 107,
     "bpf_get_netns_cookie": 122,
+    "bpf_ktime_get_coarse_ns": 160,
     "bpf_set_retval": 187,
 }
 """Numbers of helpers in the kernel's ABI."""
@@ -35,7 +36,6 @@ _MISSING_HELPER: Final = re.compile(
     r"(?:unknown func|invalid func|program of this type cannot use helper) (?:bpf_)?(\w+)#\d+"
 )
 _SO_NETNS_COOKIE: Final = 71
-_TCX_INGRESS: Final = 46
 _SOCKET_FILTER: Final = 1
 
 
@@ -107,7 +107,9 @@ def has_links() -> bool:
 def has_tcx() -> bool:
     """Whether tc programs can be attached by links. Asks about the loopback device, which is always there."""
     require_capabilities()
-    return bool(lib().bpf_prog_query(1, _TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *")) != -errno.EINVAL)
+    return bool(
+        lib().bpf_prog_query(1, libbpf.TCX_INGRESS, 0, ffi.NULL, ffi.NULL, ffi.new("uint32_t *")) != -errno.EINVAL
+    )
 
 
 def has_jit() -> bool:

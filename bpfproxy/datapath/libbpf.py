@@ -62,6 +62,7 @@ ffi.cdef(
         uint32_t line_info_cnt, line_info_rec_size, log_level, log_size;
         char *log_buf;
     };
+    struct bpf_link_create_opts { size_t sz; uint32_t flags; };
     struct bpf_insn { uint8_t code, registers; int16_t off; int32_t imm; };
 
     void *libbpf_set_print(void *);
@@ -105,10 +106,12 @@ ffi.cdef(
     int bpf_link_create(int, int, int, const void *);
     int bpf_link_update(int, int, const void *);
     int bpf_link_detach(int);
+    int bpf_xdp_query_id(int, int, uint32_t *);
 
     int bpf_map_create(int, const char *, uint32_t, uint32_t, uint32_t, const void *);
     int bpf_map_update_elem(int, const void *, const void *, uint64_t);
     int bpf_map_lookup_elem(int, const void *, void *);
+    int bpf_map_lookup_and_delete_elem(int, const void *, void *);
     int bpf_map_delete_elem(int, const void *);
     int bpf_map_get_next_key(int, const void *, void *);
     int bpf_map_update_batch(int, const void *, const void *, uint32_t *, const struct bpf_map_batch_opts *);
@@ -122,6 +125,15 @@ ffi.cdef(
 
 ENOTSUPP: Final = 524
 """The kernel's own "not supported", which the C library has no text for."""
+
+TCX_INGRESS: Final = 46
+TCX_EGRESS: Final = 47
+LINK_CGROUP: Final = 3
+LINK_XDP: Final = 6
+LINK_TCX: Final = 11
+_NEWER_ATTACH_TYPES: Final = {TCX_INGRESS: "tcx_ingress", TCX_EGRESS: "tcx_egress"}
+_NEWER_LINK_TYPES: Final = {LINK_TCX: "tcx"}
+"""Names that libbpf 1.1 does not know yet."""
 
 _log = logging.getLogger(__name__)
 _libc: Any = ffi.dlopen(None)
@@ -204,6 +216,23 @@ def info(fd: int, kind: str) -> Any:
     return result
 
 
+def program_name(program_id: int) -> str:
+    """A loaded program's name; empty if there is none of this id."""
+    fd = lib().bpf_prog_get_fd_by_id(program_id)
+    if fd < 0:
+        return ""
+    try:
+        return text(info(fd, "prog").name)
+    finally:
+        os.close(fd)
+
+
+def describe_program(program_id: int) -> str:
+    """A program's name and id, as far as they are known."""
+    name = program_name(program_id)
+    return f"{name}, id {program_id}" if name else f"id {program_id}"
+
+
 def open_pin(path: os.PathLike[str]) -> int:
     """A descriptor of what is pinned at `path`; raises FileNotFoundError and other OSErrors."""
     return check(lib().bpf_obj_get(os.fsencode(path)), f"opening {path}")
@@ -223,8 +252,8 @@ def program_type(section: str) -> tuple[int, int]:
 
 
 def attach_type_name(number: int) -> str:
-    """Such as `cgroup_inet4_connect`; the number itself where this libbpf has no name for it."""
-    return text(lib().libbpf_bpf_attach_type_str(number)) or str(number)
+    """Such as `cgroup_inet4_connect`; the number itself where there is no name for it."""
+    return text(lib().libbpf_bpf_attach_type_str(number)) or _NEWER_ATTACH_TYPES.get(number, str(number))
 
 
 def map_type_name(number: int) -> str:
@@ -233,8 +262,8 @@ def map_type_name(number: int) -> str:
 
 
 def link_type_name(number: int) -> str:
-    """Such as `cgroup`; the number itself where this libbpf has no name for it."""
-    return text(lib().libbpf_bpf_link_type_str(number)) or str(number)
+    """Such as `cgroup`; the number itself where there is no name for it."""
+    return text(lib().libbpf_bpf_link_type_str(number)) or _NEWER_LINK_TYPES.get(number, str(number))
 
 
 @cache

@@ -137,6 +137,18 @@ class Map:
         self._check(result, "delete")
         return True
 
+    def take(self, key: Buffer) -> bytes | None:
+        """Delete a row and return the value that it had then, None if it was not there. Kernels before 5.14 can do
+        that in two steps alone: what a program writes between them is lost."""
+        result = lib().bpf_map_lookup_and_delete_elem(self.fd, self._key(key), self._row)
+        if result in (-libbpf.ENOTSUPP, -errno.EINVAL):
+            value = self.lookup(key)
+            return value if value is not None and self.delete(key) else None
+        if result == -errno.ENOENT:
+            return None
+        self._check(result, "take")
+        return bytes(ffi.buffer(self._row, self.row_size))
+
     def zero(self, index: int) -> None:
         """Set a row of an array to zero, on all CPUs."""
         zeros = bytes(self.row_size)

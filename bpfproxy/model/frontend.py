@@ -7,6 +7,7 @@ from enum import IntEnum
 from msgspec import Struct
 
 from bpfproxy.model.address import Address, Family, Network, format_endpoint
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 
 
@@ -160,3 +161,11 @@ class NodePlan(Struct, frozen=True):
     """Addresses of the node on which NodePorts answer, loopback left out (rule 14)."""
     localhost_node_ports: tuple[Family, ...] = ()
     """Families in which NodePorts answer on the loopback addresses as well."""
+    cluster_networks: tuple[Network, ...] = ()
+    """Where pods are: the local detector."""
+    sources: tuple[Address, ...] = ()
+    """The node's own address of each family, for packets whose source is translated."""
+    devices: tuple[DevicePlan, ...] = ()
+    """What is done on which device, by index."""
+    route_generation: int = 0
+    """Another one: next hops that the datapath remembers may be wrong. 0: routes are not followed."""

@@ -5,8 +5,19 @@
 
 from __future__ import annotations
 
+from bpfproxy.plan.devices import device_policy, plan_devices
 from bpfproxy.plan.index import Clash, IndexDelta, PlanIndex
 from bpfproxy.plan.node import NodeConfig, node_config, plan_node
 from bpfproxy.plan.service import plan_service
 
-__all__ = ["Clash", "IndexDelta", "NodeConfig", "PlanIndex", "node_config", "plan_node", "plan_service"]
+__all__ = [
+    "Clash",
+    "IndexDelta",
+    "NodeConfig",
+    "PlanIndex",
+    "device_policy",
+    "node_config",
+    "plan_devices",
+    "plan_node",
+    "plan_service",
+]

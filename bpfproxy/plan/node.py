@@ -11,8 +11,10 @@ from msgspec import Struct
 from bpfproxy.config import Settings
 from bpfproxy.errors import InputError
 from bpfproxy.model.address import Address, Family, Network, contains, family_of
+from bpfproxy.model.device import DevicePlan, DeviceRole, NetworkState
 from bpfproxy.model.frontend import NodePlan
 from bpfproxy.model.service import Node
+from bpfproxy.plan.devices import DevicePolicy, device_policy, plan_devices
 
 Selector = Network | Literal["primary"]
 """A range of node addresses, or the primary ones."""
@@ -39,6 +41,10 @@ class NodeConfig(Struct, frozen=True):
     """On the node's interfaces."""
     primary: tuple[Address, ...] = ()
     """The Node object's first InternalIP of each family."""
+    state: NetworkState = NetworkState()
+    """The node's devices."""
+    devices: DevicePolicy = DevicePolicy()
+    """Which of them take part."""
 
     def detects_local(self, family: Family) -> bool:
         """Whether pods can be told from other clients in `family`."""
@@ -58,16 +64,31 @@ class NodeConfig(Struct, frozen=True):
 
 
 def plan_node(config: NodeConfig) -> NodePlan:
-    """On which addresses NodePorts answer (rule 14)."""
+    """On which addresses NodePorts answer (rule 14), and what is done on which device."""
+    addresses, localhost = _node_port_addresses(config)
+    devices = plan_devices(config.devices, config.state.network)
+    return NodePlan(
+        addresses, localhost, config.cluster_cidrs, _sources(config, devices), devices, config.state.route_generation
+    )
+
+
+def _sources(config: NodeConfig, devices: Iterable[DevicePlan]) -> tuple[Address, ...]:
+    """The Node object's addresses, as far as they are here, else those of the first uplink that has any."""
+    here = (address for address in config.primary if address in config.addresses)
+    uplinks = (address for device in devices if device.role is DeviceRole.UPLINK for address in device.sources)
+    return _first_of_each_family([*here, *uplinks])
+
+
+def _node_port_addresses(config: NodeConfig) -> tuple[frozenset[Address], tuple[Family, ...]]:
     selectors = config.node_port_ranges
     if not selectors:
-        return NodePlan(_without_loopback(config.addresses), _FAMILIES)
+        return _without_loopback(config.addresses), _FAMILIES
     networks = tuple(selector for selector in selectors if selector != "primary")
     chosen = {address for address in config.addresses if contains(networks, address)}
     if "primary" in selectors:
         chosen.update(config.primary)
     localhost = tuple(family for family in _FAMILIES if _reach_loopback(networks, family))
-    return NodePlan(_without_loopback(chosen), localhost)
+    return _without_loopback(chosen), localhost
 
 
 def _without_loopback(addresses: Iterable[Address]) -> frozenset[Address]:
@@ -78,8 +99,15 @@ def _reach_loopback(networks: tuple[Network, ...], family: Family) -> bool:
     return any(network.version == family and network.overlaps(_LOOPBACK[family]) for network in networks)
 
 
-def node_config(settings: Settings, name: str, addresses: Iterable[Address], node: Node | None = None) -> NodeConfig:
+def node_config(
+    settings: Settings,
+    name: str,
+    addresses: Iterable[Address],
+    node: Node | None = None,
+    state: NetworkState | None = None,
+) -> NodeConfig:
     """The configuration of the node `name` with `addresses` on its interfaces, as far as its Node object is known.
+    Without a `state` of its network no device takes part.
 
     Raises InputError on a bad setting.
     """
@@ -91,6 +119,8 @@ def node_config(settings: Settings, name: str, addresses: Iterable[Address], nod
         node_port_ranges=parse_node_port_addresses(settings.nodeport_addresses),
         addresses=frozenset(addresses),
         primary=_first_of_each_family(node.addresses if node else ()),
+        state=state or NetworkState(),
+        devices=device_policy(settings),
     )
 
 

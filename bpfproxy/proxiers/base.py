@@ -7,6 +7,7 @@ would behave the same, no kernel ids in either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -32,6 +33,17 @@ class Failure(Struct, frozen=True):
 
     op: Op
     reason: str
+
+
+class Tended(Struct, frozen=True):
+    """What a proxier did for its upkeep."""
+
+    delay: float = math.inf
+    """Seconds until it wants to be called again."""
+    expired_flows: int = 0
+    """Rows of flows that were removed because their time is over."""
+    nearly_full: tuple[str, ...] = ()
+    """Maps that have become so."""
 
 
 class Proxier(Protocol):
@@ -68,6 +80,10 @@ class Proxier(Protocol):
         """Called after each sync: put what was written into force, where that is a step of its own (attaching
         programs). `complete` says that the source has delivered everything; until then, an earlier datapath that is
         still in force is not replaced by one that may know less."""
+        ...
+
+    def tend(self) -> Tended:
+        """Do a bounded part of the upkeep that is due: forget flows whose time is over, for one."""
         ...
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from bpfproxy.model.frontend import (
     ServicePlan,
     ServicePortName,
 )
-from bpfproxy.proxiers.base import Failure, Key, Op, Row
+from bpfproxy.proxiers.base import Failure, Key, Op, Row, Tended
 
 
 class SetName(Struct, frozen=True):
@@ -67,6 +67,8 @@ class SimProxier:
         self.log: list[str] = []
         """Shared between proxiers by a test that looks at their order."""
         self.activations: list[bool] = []
+        self.tended: list[Tended | Exception] = []
+        """What the next calls of `tend` are to say."""
 
     def render(self, plan: ServicePlan) -> dict[Key, Row]:
         rows: dict[Key, Row] = {}
@@ -90,6 +92,8 @@ class SimProxier:
     def render_node(self, plan: NodePlan) -> dict[Key, Row]:
         keys = [NodeAddress(address) for address in plan.node_port_addresses]
         keys += [NodeAddress(f"localhost{family}") for family in plan.localhost_node_ports]
+        keys += [NodeAddress(f"{device.name}: {device.role.name}") for device in plan.devices]
+        keys += [NodeAddress(f"routes {plan.route_generation}")] if plan.route_generation > 1 else []
         return dict.fromkeys(keys, True)
 
     def phase(self, op: Op) -> int:
@@ -135,6 +139,12 @@ class SimProxier:
     def activate(self, *, complete: bool) -> None:
         self.activations.append(complete)
         self.log.append(f"{self.name}: active")
+
+    def tend(self) -> Tended:
+        done = self.tended.pop(0) if self.tended else Tended()
+        if isinstance(done, Exception):
+            raise done
+        return done
 
     def close(self) -> None:
         return None

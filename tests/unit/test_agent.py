@@ -23,10 +23,11 @@ from bpfproxy.config import Settings
 from bpfproxy.datapath.lock import StateLock
 from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError
 from bpfproxy.model.address import Address, parse_address
+from bpfproxy.model.device import Device, NetworkState, NodeNetwork
 from bpfproxy.model.event import ObjectKey, Update
 from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
-from bpfproxy.proxiers.base import Op, Proxier
+from bpfproxy.proxiers.base import Op, Proxier, Tended
 from bpfproxy.runner import Backoff, Runner
 from tests.unit.simproxier import NodeAddress, SimProxier
 
@@ -101,6 +102,7 @@ class World:
         self.proxier = SimProxier("ebpf", {})
         self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
+        self.networks: asyncio.Queue[NetworkState | Exception] = asyncio.Queue()
         self.closed = False
         self.cannot_open: Exception | None = None
 
@@ -115,11 +117,17 @@ class World:
     def node_addresses(self) -> Iterable[Address]:
         return [HERE]
 
+    def network(self) -> NetworkState:
+        return NetworkState(route_generation=1)
+
     def object_source(self, refused: Callable[[InputError], None]) -> Voice[Update]:
         return Voice(self.objects, refused)
 
     def address_source(self) -> Voice[frozenset[Address]]:
         return Voice(self.addresses)
+
+    def network_source(self) -> Voice[NetworkState]:
+        return Voice(self.networks)
 
     def say(self, *objects: Service | Node, removed: tuple[ObjectKey, ...] = (), complete: bool = True) -> None:
         self.objects.put_nowait(Update(tuple(objects), removed, complete))
@@ -207,6 +215,49 @@ class TestServing:
                 world.addresses.put_nowait(frozenset({HERE, LATER}))
                 await events.next("sync", ops="1")
                 assert NodeAddress(LATER) in world.proxier.kernel
+
+        asyncio.run(story())
+
+    def test_upkeep_goes_on_after_a_failure(self, world: World) -> None:
+        world.proxier.tended = [
+            Tended(0.0, 5),
+            DatapathError("no rows today"),
+            DatapathError("no rows today"),
+            Tended(0.001, 0, ("flows4", "tuples4")),
+            Tended(0.0, 2),
+        ]
+
+        async def story() -> None:
+            async with world.running() as (agent, events):
+                failed = await events.next("upkeep_failed", proxier="ebpf", level="ERROR")
+                assert failed["error"] == "no rows today"
+                await events.next("upkeep_failed", level="DEBUG")
+                await events.next("upkeep", expired_flows="2")
+                assert agent.status.counters.expired_flows == 7
+                assert agent.status.counters.nearly_full_maps == 2
+                assert agent.status.counters.failed_upkeep == 2
+
+        asyncio.run(story())
+
+    def test_the_nodes_devices_and_routes_reach_the_plan(self, world: World) -> None:
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say()
+                await events.next("ready")
+                network = NodeNetwork((Device(2, "eth0"),), frozenset((2,)))
+                world.networks.put_nowait(NetworkState(network, 1))
+                await events.next("sync", ops="1")
+                assert NodeAddress("eth0: UPLINK") in world.proxier.kernel
+                world.networks.put_nowait(NetworkState(network, 2))
+                await events.next("sync", ops="1")
+                assert NodeAddress("routes 2") in world.proxier.kernel
+                # Their source fails: what is known stays.
+                world.networks.put_nowait(OSError("no netlink"))
+                await events.next("source_failed", source="devices")
+                assert NodeAddress("eth0: UPLINK") in world.proxier.kernel
+                world.networks.put_nowait(NetworkState(route_generation=2))
+                await events.next("sync", ops="1")
+                assert NodeAddress("eth0: UPLINK") not in world.proxier.kernel
 
         asyncio.run(story())
 

@@ -42,6 +42,9 @@ class LoadSpec:
     pin_dir: Path
     """A directory of a bpffs. Maps that are pinned there under their names are used again."""
 
+    directory: Path | None = None
+    """Where the files are: sources and compiled objects side by side. None: the package's own."""
+
     def __post_init__(self) -> None:
         fields = {name for name, _ in abi.ffi.typeof("struct config").fields}
         if fields != self.constants.keys():
@@ -98,7 +101,7 @@ class Availability:
 def maps_version(sizes: Mapping[str, int]) -> str:
     """A short name for the layout of all maps: equal if and only if maps can be used on. For a directory's name."""
     digest = hashlib.sha256()
-    for header in ("abi.h", "maps.h"):
+    for header in ("abi.h", "maps.h", "packet_maps.h"):
         code = re.sub(r"/\*.*?\*/", " ", (c_tree() / header).read_text(), flags=re.DOTALL)
         digest.update(" ".join(code.split()).encode())
     digest.update(repr(sorted(sizes.items())).encode())

@@ -52,7 +52,7 @@ def load(spec: LoadSpec) -> Loaded:
     loaded = Loaded("bcc")
     try:
         for stem in spec.programs:
-            _compile(f"{stem}.bpf.c", spec, loaded)
+            _compile((spec.directory or c_tree()) / f"{stem}.bpf.c", spec, loaded)
         loaded.maps = open_maps(spec.pin_dir)
     except BaseException:
         loaded.close()
@@ -60,12 +60,13 @@ def load(spec: LoadSpec) -> Loaded:
     return loaded
 
 
-def _compile(name: str, spec: LoadSpec, loaded: Loaded) -> None:
+def _compile(source: Path, spec: LoadSpec, loaded: Loaded) -> None:
+    name = source.name
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, tempfile.TemporaryDirectory(prefix="bpfproxy-") as scratch:
         request = {
             "socket": theirs.fileno(),
-            "source": str(c_tree() / name),
+            "source": str(source),
             "include": str(c_tree()),
             "pin_dir": str(spec.pin_dir.absolute()),
             "constants": dict(spec.constants),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 from typing import Any
 
 from bpfproxy.datapath import abi, features, libbpf
@@ -38,15 +39,16 @@ def load(spec: LoadSpec) -> Loaded:
     loaded = Loaded("prebuilt")
     try:
         for stem in spec.programs:
-            _load_object(f"{stem}.bpf.o", spec, loaded)
+            name = f"{stem}.bpf.o"
+            _load_object(spec.directory / name if spec.directory else built(name), spec, loaded)
     except BaseException:
         loaded.close()
         raise
     return loaded
 
 
-def _load_object(name: str, spec: LoadSpec, loaded: Loaded) -> None:
-    path = built(name)
+def _load_object(path: Path, spec: LoadSpec, loaded: Loaded) -> None:
+    name = path.name
     with libbpf.captured() as lines:
         handle = lib().bpf_object__open_file(os.fsencode(path), ffi.NULL)
         if handle == ffi.NULL:

@@ -33,6 +33,7 @@ IN_USE: Final = abi.constant("SET_IN_USE")
 _DROP: Final = abi.constant("SET_DROP")
 _SCHEDULER_SHIFT: Final = abi.constant("SET_SCHEDULER_SHIFT")
 _SCOPED: Final = abi.constant("FRONTEND_SCOPED")
+_SOURCE_RANGES: Final = abi.constant("FRONTEND_SOURCE_RANGES")
 SERVING: Final = abi.constant("BACKEND_SERVING")
 _LOCAL: Final = abi.constant("BACKEND_LOCAL")
 _SERVING_LOCAL: Final = SERVING | _LOCAL
@@ -139,7 +140,7 @@ def affinity_group(name: ServicePortName, family: Family) -> int:
 def encode_frontend(row: FrontendRow, set_id: int, frontend_id: int) -> bytes:
     """The value in frontends4 or frontends6."""
     group = affinity_group(row.set.service_port, row.set.family) if row.affinity_timeout else 0
-    flags = _SCOPED if row.scoped else 0
+    flags = (_SCOPED if row.scoped else 0) | (_SOURCE_RANGES if row.source_ranges else 0)
     return FRONTEND.pack(set_id, frontend_id, group, row.affinity_timeout, row.kind, flags, row.masquerade, 0)
 
 

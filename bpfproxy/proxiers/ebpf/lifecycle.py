@@ -4,6 +4,7 @@
     STATE/bpf               a bpffs of our own
     STATE/bpf/maps-VERSION  the service tables and the state of flows
     STATE/bpf/links         the attachments
+    STATE/bpf/clsact        those to devices by clsact, on kernels without tcx
 
 VERSION is a digest of the ABI and the maps' sizes. An agent whose version differs fills maps of its own beside those
 in force, then switches the links over one by one and removes the former maps.
@@ -11,22 +12,31 @@ in force, then switches the links over one by one and removes the former maps.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
-from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath import abi, attach, bpffs, calls, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import Finding, probe
+from bpfproxy.datapath.probe_device import probe_devices
 from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
+from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.ebpf import flowcodec, packet, snapshot
+from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
+from bpfproxy.proxiers.ebpf.flowcodec import Names
+from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -34,9 +44,15 @@ from bpfproxy.proxiers.ebpf.view import View
 
 log = logging.getLogger(__name__)
 
+_SOCKET_LEVEL: Final = ("sock_lb",)
+"""File of the C tree."""
 _SOCKET_MAP: Final = "sockets"
 """Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
+_ASIDE: Final = "_former"
 _NODE_ADDRESSES_MAX: Final = 4096
+_NETWORKS_MAX: Final = 16384
+_ERROR_RATE: Final = 1000
+"""ICMP errors of our own, per second and CPU: as the kernel's icmp_msgs_per_sec."""
 
 
 def renderer(settings: Settings) -> EbpfRenderer:
@@ -60,7 +76,9 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         grace_period=settings.grace_period,
         activate=datapath.activate,
         destroy_sockets=datapath.destroy_sockets,
-        close=datapath.loaded.close,
+        close=datapath.close,
+        devices=datapath.devices,
+        timeouts=flowcodec.timeouts_of(settings),
     )
 
 
@@ -75,18 +93,37 @@ def agent_pid(state_dir: Path) -> int | None:
     return holder(state_dir)
 
 
-def check(settings: Settings) -> list[Finding]:
-    """What this kernel and machine offer, what would be used, and why."""
-    return probe(settings.state_dir, settings.cgroup, settings.loader)
+def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
+    """What this kernel and machine offer, what would be used, and why; `devices` is the plan for those of this node."""
+    return [
+        *probe(settings.state_dir, settings.cgroup, settings.loader),
+        *probe_devices(settings.state_dir, devices, settings.device, host_routing=settings.host_routing),
+    ]
 
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath under a state directory. Raises NotRunningError if there is none."""
+    return View(_open_maps(state_dir))
+
+
+def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
+    """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
+    the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
+    maps = _open_maps(state_dir)
+    timeouts = {
+        name: value
+        for name in Timeouts.__slots__
+        if isinstance(value := settings.get(f"conntrack_{name}"), int | float)
+    }
+    return Conntrack(maps, Timeouts(**timeouts)), Names(snapshot.take(maps).frontends)
+
+
+def _open_maps(state_dir: Path) -> dict[str, Map]:
     top = bpffs.locate(state_dir)
     directory = _maps_in_force(top) if top else None
     if directory is None:
         raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
-    return View(loader.open_maps(directory))
+    return loader.open_maps(directory)
 
 
 def cleanup(state_dir: Path) -> list[str]:
@@ -100,6 +137,7 @@ def cleanup(state_dir: Path) -> list[str]:
         removed: list[str] = []
         top = bpffs.locate(state_dir)
         if top is not None:
+            removed += [f"link {name}" for name in DeviceHooks(top, tcx=True).detach_all()]
             removed += [f"link {name}" for name in attach.detach_all(top / "links")]
             for directory in _map_directories(top):
                 removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
@@ -130,9 +168,18 @@ class _Datapath:
         self._replaces = [path for path in _map_directories(self._top) if path != self._maps]
         self._maps.mkdir(exist_ok=True)
         self._carry_sockets_over()
-        spec = loader.LoadSpec(constants=constants(settings), sizes=all_sizes, pin_dir=self._maps)
+        self._set_calls_aside()
+        spec = loader.LoadSpec(
+            programs=(*_SOCKET_LEVEL, *(packet.PROGRAMS if settings.acceleration != "none" else ())),
+            constants=constants(settings),
+            sizes=all_sizes,
+            pin_dir=self._maps,
+        )
         self.loaded = loader.load(spec, settings.loader)
+        calls.fill(self.loaded)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
+        programs = take_programs(self.loaded.programs)
+        self.devices = DeviceTable(DeviceHooks(self._top), programs, held=bool(self._replaces)) if programs else None
 
     def activate(self, complete: bool) -> None:
         """Attach the programs, or switch the links to them. Does its work once."""
@@ -141,14 +188,35 @@ class _Datapath:
         target = attach.CgroupTarget(self._cgroup)
         outcomes = [
             attach.attach(self._links, program.name, program, target)
-            for program in attach.in_order(self.loaded.programs.values())
+            for program in attach.of_cgroups(self.loaded.programs.values())
         ]
+        if self.devices:
+            self.devices.release()
+        else:
+            DeviceHooks(self._top).detach_all()  # an earlier agent may have had the packet level
         self.loaded.close_programs()
         for former in self._replaces:
             bpffs.remove_tree(former)
         self._replaces = []
+        for path in self._maps.glob(f"*{_ASIDE}*"):
+            path.unlink()
         changed = sum(outcome is not attach.Outcome.UNCHANGED for outcome in outcomes)
         log.info("event=attached cgroup=%s links=%d changed=%d", self._cgroup, len(outcomes), changed)
+
+    def _set_calls_aside(self) -> None:
+        """Programs that are attached go on with the tail calls of their own generation until they are replaced: an
+        array of programs that is pinned nowhere is emptied."""
+        for layer in calls.LAYERS:
+            path = self._maps / f"{layer}_calls"
+            if path.exists():
+                number = next(n for n in itertools.count() if not path.with_name(f"{path.name}{_ASIDE}{n}").exists())
+                path.rename(path.with_name(f"{path.name}{_ASIDE}{number}"))
+
+    def close(self) -> None:
+        """Release all descriptors; what is attached stays."""
+        if self.devices:
+            self.devices.close()
+        self.loaded.close()
 
     def destroy_sockets(self, gone: Mapping[int, Gone]) -> None:
         """End connected UDP sockets, so that their owners connect again and get a live backend."""
@@ -187,6 +255,7 @@ def sizes(settings: Settings) -> dict[str, int]:
         "udp_sessions": settings.max_udp_sessions,
         "udp_sockets": settings.max_udp_sessions,
         "metrics": abi.constant("HOOK_COUNT") * abi.constant("REASON_COUNT"),
+        **packet.sizes(flows=settings.max_flows, networks=_NETWORKS_MAX, backends=settings.max_backends),
     }
 
 
@@ -201,6 +270,7 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_first": first,
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
+        **packet.constants(flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE),
         "pad": 0,
     }
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from bpfproxy.events import emit
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.model.service import Protocol
-from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows
+from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows, Tended
 from bpfproxy.proxiers.ebpf import codec, snapshot
 from bpfproxy.proxiers.ebpf.alloc import Clock
+from bpfproxy.proxiers.ebpf.collector import Collector
+from bpfproxy.proxiers.ebpf.conntrack import Conntrack
+from bpfproxy.proxiers.ebpf.devices import DeviceTable
+from bpfproxy.proxiers.ebpf.packet import Timeouts
+from bpfproxy.proxiers.ebpf.packet_tables import PacketTables
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
-from bpfproxy.proxiers.ebpf.rows import NodeAddress, SetKey
+from bpfproxy.proxiers.ebpf.rows import ClusterNetwork, DeviceKey, NodeAddress, NodeKey, SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
-from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable, delete_rows, write_rows
+from bpfproxy.proxiers.ebpf.tables import FrontendTable, Gone, SetTable
+from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
+
+log = logging.getLogger(__name__)
 
 Activate = Callable[[bool], None]
 DestroySockets = Callable[[Mapping[int, Gone]], None]
@@ -23,8 +33,9 @@ DestroySockets = Callable[[Mapping[int, Gone]], None]
 class EbpfProxier:
     """Implements `Proxier` over the maps of a loaded datapath.
 
-    `activate` attaches the programs when the tables are filled; `destroy_sockets` ends the connected UDP sockets of
-    backends that went.
+    `activate` attaches the socket level's programs when the tables are filled; `destroy_sockets` ends the connected
+    UDP sockets of backends that went; `devices` attaches those of the packet level, and `timeouts` are the ones that
+    they were loaded with.
     """
 
     name = "ebpf"
@@ -38,6 +49,8 @@ class EbpfProxier:
         activate: Activate,
         destroy_sockets: DestroySockets,
         close: Callable[[], None],
+        devices: DeviceTable | None = None,
+        timeouts: Timeouts | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._maps = maps
@@ -46,7 +59,10 @@ class EbpfProxier:
         self._activate = activate
         self._destroy_sockets = destroy_sockets
         self._close = close
+        self._devices = devices
         self._clock = clock
+        self._conntrack = Conntrack(maps, timeouts or Timeouts())
+        self._collector = Collector(self._conntrack)
         self._found: dict[Key, Row] | None = self._restore()
 
     def render(self, plan: ServicePlan) -> Rows:
@@ -55,6 +71,8 @@ class EbpfProxier:
 
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
+        if not self._devices:
+            plan = NodePlan(plan.node_port_addresses, plan.localhost_node_ports)
         return self._renderer.render_node(plan)
 
     def phase(self, op: Op) -> int:
@@ -64,6 +82,8 @@ class EbpfProxier:
     def read(self) -> dict[Key, Row]:
         """See `Proxier.read`. Ids and extents that nothing uses, an interrupted sync's among them, become free."""
         rows, self._found = self._found or self._restore(), None
+        if self._devices:
+            rows.update(self._devices.read())
         return rows
 
     def _restore(self) -> dict[Key, Row]:
@@ -73,8 +93,10 @@ class EbpfProxier:
             dangling = [codec.encode_frontend_key(f) for f in found.dangling if f.family == family]
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
-        self._sets = SetTable(self._maps, found, self._grace, self._clock)
-        self._frontends = FrontendTable(self._maps, found, self._sets, self._grace, self._clock)
+        self._packets = PacketTables(self._maps)
+        self._packets.reconcile(found.backends)
+        self._sets = SetTable(self._maps, self._packets, found, self._grace, self._clock)
+        self._frontends = FrontendTable(self._maps, self._packets, found, self._sets, self._grace, self._clock)
         return rows
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
@@ -83,7 +105,12 @@ class EbpfProxier:
         for kind, write, delete in (
             (SetKey, self._sets.write, None),
             (Frontend, self._frontends.write, None),
-            (NodeAddress, self._write_addresses, self._delete_addresses),
+            (NodeAddress, self._write_addresses, None),
+            (ClusterNetwork, self._packets.write_networks, None),
+            (NodeKey, self._packets.write_node, None),
+            (DeviceKey, self._write_devices, self._delete_devices),
+            (ClusterNetwork, None, self._packets.delete_networks),
+            (NodeAddress, None, self._delete_addresses),
             (Frontend, None, self._frontends.delete),
             (SetKey, None, self._sets.delete),
         ):
@@ -92,12 +119,16 @@ class EbpfProxier:
                 failures += write(writes)
             if delete is not None and (deletes := [op for op in mine if op.row is None]):
                 failures += delete(deletes)
-        self._release_sockets()
+        self._release_gone()
         return failures
 
     def activate(self, *, complete: bool) -> None:
         """See `Proxier.activate`."""
         self._activate(complete)
+
+    def tend(self) -> Tended:
+        """See `Proxier.tend`."""
+        return self._collector.run()
 
     def close(self) -> None:
         """See `Proxier.close`."""
@@ -113,12 +144,24 @@ class EbpfProxier:
         delete_rows(self._maps["node_addresses"], [codec.encode_node_address(op.key) for op in ops])
         return []
 
-    def _release_sockets(self) -> None:
+    def _write_devices(self, ops: Sequence[Op]) -> list[Failure]:
+        self._packets.write_devices(ops)
+        return self._devices.write(ops) if self._devices else []
+
+    def _delete_devices(self, ops: Sequence[Op]) -> list[Failure]:
+        failures = self._devices.delete(ops) if self._devices else []
+        self._packets.delete_devices(ops)
+        return failures
+
+    def _release_gone(self) -> None:
+        """UDP state of backends that are no longer Serving goes at once; TCP connections run out (rule 16)."""
         gone = self._sets.backends.gone
         udp = {(item.id, item.generation): item for item in gone if item.backend.protocol is Protocol.UDP}
         gone.clear()
         if not udp:
             return
+        if flows := self._conntrack.forget(udp):
+            emit(log, logging.INFO, "udp_flows_removed", rows=flows, backends=len(udp))
         cookies: dict[int, Gone] = {}
         for key, value in self._maps["udp_sockets"].items():
             item = udp.get(codec.UDP_SOCKET.unpack(value))

@@ -8,6 +8,9 @@ from bpfproxy.model.address import Address, Family, format_address
 from bpfproxy.model.frontend import Backend, FrontendKind, Masquerade, OnEmpty, Pool, ServicePortName
 from bpfproxy.model.service import Scheduler
 
+Range = tuple[Address, int]
+"""A network: its address and the length of its prefix."""
+
 
 class SetKey(Struct, frozen=True, order=True, gc=False):
     """A set: the endpoints of one ServicePort, of one family, in one pool. Its kernel id lasts as long as the key."""
@@ -39,6 +42,8 @@ class FrontendRow(Struct, frozen=True, gc=False):
     affinity_timeout: int = 0
     """Seconds; 0 without affinity."""
     scoped: bool = False
+    source_ranges: tuple[Range, ...] = ()
+    """Clients outside the cluster must come from one of these; empty: from anywhere. Sorted."""
 
 
 class NodeAddress(Struct, frozen=True, order=True, gc=False):
@@ -54,3 +59,38 @@ class NodeAddressRow(Struct, frozen=True, gc=False):
     """What holds for an address of the node."""
 
     node_ports: bool = True
+
+
+class ClusterNetwork(Struct, frozen=True, order=True, gc=False):
+    """Key: a pod network of the cluster. Its row is True."""
+
+    address: Address
+    prefix: int
+
+    def __str__(self) -> str:
+        return f"{format_address(self.address)}/{self.prefix}"
+
+
+class NodeKey(Struct, frozen=True, order=True, gc=False):
+    """Key: the node itself."""
+
+    def __str__(self) -> str:
+        return "node"
+
+
+class NodeRow(Struct, frozen=True, gc=False):
+    """What the packet level knows of the node, and may change while programs run."""
+
+    route_generation: int
+    """Another one: next hops that are remembered may be wrong. 0: none is remembered."""
+    sources: tuple[Address, ...] = ()
+    """Where packets with a translated source come from, unless their device has an address: at most one per family."""
+
+
+class DeviceKey(Struct, frozen=True, order=True, gc=False):
+    """Key: a device of the node, by its interface index. Its row is a `DevicePlan`."""
+
+    index: int
+
+    def __str__(self) -> str:
+        return f"device {self.index}"

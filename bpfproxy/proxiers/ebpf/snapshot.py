@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from bpfproxy.datapath.maps import Map
 from bpfproxy.model.frontend import Backend, Frontend
 from bpfproxy.proxiers.base import Key, Row
-from bpfproxy.proxiers.ebpf import codec
-from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+from bpfproxy.proxiers.ebpf import codec, packet
+from bpfproxy.proxiers.ebpf.rows import (
+    ClusterNetwork,
+    FrontendRow,
+    NodeAddress,
+    NodeAddressRow,
+    NodeKey,
+    NodeRow,
+    Range,
+    SetKey,
+    SetRow,
+)
 
 Maps = Mapping[str, Map]
 
@@ -46,6 +57,8 @@ class Snapshot(Struct):
     backends: dict[Backend, BackendEntry] = field(default_factory=dict)
     frontends: dict[Frontend, FrontendEntry] = field(default_factory=dict)
     node_addresses: dict[NodeAddress, NodeAddressRow] = field(default_factory=dict)
+    cluster_networks: dict[ClusterNetwork, bool] = field(default_factory=dict)
+    node: dict[NodeKey, NodeRow] = field(default_factory=dict)
     unused_names: list[int] = field(default_factory=list)
     """Ids of names whose set was never written, or is gone: an agent was killed between two writes."""
     dangling: list[Frontend] = field(default_factory=list)
@@ -56,6 +69,8 @@ class Snapshot(Struct):
         rows: dict[Key, Row] = {key: entry.row for key, entry in self.sets.items()}
         rows.update((frontend, entry.row) for frontend, entry in self.frontends.items())
         rows.update(self.node_addresses)
+        rows.update(self.cluster_networks)
+        rows.update(self.node)
         return rows
 
 
@@ -73,6 +88,7 @@ def take(maps: Maps) -> Snapshot:
             continue
         name = names[set_id] = codec.decode_set_name(value)
         snapshot.sets[name] = reader.read(set_id, word)
+    ranges = _take_networks(maps, snapshot)
     for family in (4, 6):
         for key, value in maps[f"frontends{family}"].items():
             frontend = codec.decode_frontend_key(family, key)
@@ -81,11 +97,31 @@ def take(maps: Maps) -> Snapshot:
             except KeyError:
                 snapshot.dangling.append(frontend)
                 continue
+            if frontend_id in ranges:
+                row = replace(row, source_ranges=tuple(sorted(ranges[frontend_id])))
             snapshot.frontends[frontend] = FrontendEntry(frontend_id, row)
     for key, value in maps["node_addresses"].items():
         address, address_row = codec.decode_node_address(bytes(key), value)
         snapshot.node_addresses[address] = address_row
     return snapshot
+
+
+def _take_networks(maps: Maps, snapshot: Snapshot) -> dict[int, list[Range]]:
+    """The packet level's rows, where it is loaded. Returns source ranges by frontend id."""
+    ranges: dict[int, list[Range]] = {}
+    if "networks4" not in maps:
+        return ranges
+    for family in (4, 6):
+        for row in maps[f"networks{family}"].items():
+            owner, network = packet.decode_network(family, row[0])
+            if owner == packet.CLUSTER:
+                snapshot.cluster_networks[ClusterNetwork(*network)] = True
+            else:
+                ranges.setdefault(owner, []).append(network)
+    node = NodeRow(*packet.decode_node(maps["node"].lookup(codec.U32.pack(0)) or b""))
+    if node.route_generation:
+        snapshot.node[NodeKey()] = node
+    return ranges
 
 
 class _SetReader:

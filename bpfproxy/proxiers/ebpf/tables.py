@@ -7,22 +7,23 @@ change costs no system call but those of a new name or frontend.
 
 from __future__ import annotations
 
-import errno
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfproxy.datapath import abi, maglev
-from bpfproxy.datapath.maps import Map
 from bpfproxy.model.frontend import Backend, Frontend
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.alloc import Clock, ExtentAllocator, IdAllocator, TableFullError
+from bpfproxy.proxiers.ebpf.packet_tables import PacketTables
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, SetKey, SetRow
 from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, FrontendEntry, Maps, SetEntry, Snapshot
+from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 _FLAGS = abi.ffi.offsetof("struct backend", "flags")
 _SIZE = codec.BACKEND.size
@@ -40,7 +41,8 @@ class Gone(Struct, frozen=True):
 class BackendTable:
     """Backends by identity, counted by the sets that hold them."""
 
-    def __init__(self, maps: Maps, found: Snapshot, grace: float, clock: Clock) -> None:
+    def __init__(self, maps: Maps, packets: PacketTables, found: Snapshot, grace: float, clock: Clock) -> None:
+        self._packets = packets
         self._rows = maps["backends"].mmap()
         self._words = self._rows.cast("I")
         self._stats = maps["backend_stats"]
@@ -78,24 +80,34 @@ class BackendTable:
                 self._rows[entry.id * _SIZE + _FLAGS] &= ~codec.SERVING
                 self._stats.zero(entry.id)
                 self._ids.free(entry.id)
+                self._forget(backend)
                 self.gone.append(Gone(backend, entry.id, entry.generation))
+
+    def _forget(self, backend: Backend) -> None:
+        twin = replace(backend, local=not backend.local)
+        if twin in self.entries:  # the same address on another node: a Service is about to move over
+            self._packets.know(twin, self.entries[twin].id)
+        else:
+            self._packets.forget([backend])
 
     def _write(self, backend: Backend) -> BackendEntry:
         number = self._ids.allocate()
         at = number * _SIZE
         generation = self._words[(at + _GENERATION) // 4] + 1 & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
+        self._packets.know(backend, number)
         return BackendEntry(number, generation, 1)
 
 
 class SetTable:
     """Sets by key."""
 
-    def __init__(self, maps: Maps, found: Snapshot, grace: float, clock: Clock) -> None:
+    def __init__(self, maps: Maps, packets: PacketTables, found: Snapshot, grace: float, clock: Clock) -> None:
+        self._packets = packets
         self._words = maps["sets"].mmap().cast("Q")
         self._slots = maps["slots"].mmap().cast("I")
         self._names = maps["set_names"]
-        self.backends = BackendTable(maps, found, grace, clock)
+        self.backends = BackendTable(maps, packets, found, grace, clock)
         self.entries = found.sets
         self.frontends = Counter(entry.row.set for entry in found.frontends.values())
         """How many frontends lead to each set."""
@@ -122,6 +134,7 @@ class SetTable:
             names[index][0]: reason
             for index, reason in write_rows(self._names, [n[1] for n in names], [n[2] for n in names]).items()
         }
+        self._packets.flush()
         for index, (op, entry, word) in enumerate(staged):
             if index in refused:
                 self._discard(entry)
@@ -132,6 +145,7 @@ class SetTable:
             self.entries[op.key] = entry
             if former is not None:
                 self._drop_members(former)
+        self._packets.flush()
         return failures
 
     def delete(self, ops: Sequence[Op]) -> list[Failure]:
@@ -192,7 +206,10 @@ class SetTable:
 class FrontendTable:
     """Frontends of both families."""
 
-    def __init__(self, maps: Maps, found: Snapshot, sets: SetTable, grace: float, clock: Clock) -> None:
+    def __init__(
+        self, maps: Maps, packets: PacketTables, found: Snapshot, sets: SetTable, grace: float, clock: Clock
+    ) -> None:
+        self._packets = packets
         self._maps = {4: maps["frontends4"], 6: maps["frontends6"]}
         self._stats = maps["frontend_stats"]
         self._sets = sets
@@ -224,6 +241,12 @@ class FrontendTable:
             except TableFullError as error:
                 failures.append(Failure(op, str(error)))
                 continue
+            if row.source_ranges and (reason := self._packets.admit(frontend_id, row.source_ranges)):
+                failures.append(Failure(op, reason))
+                if former is None:
+                    self._packets.dismiss(frontend_id, row.source_ranges)
+                    self._ids.free(frontend_id)
+                continue
             staged.append((op, FrontendEntry(frontend_id, row)))
             keys.append(codec.encode_frontend_key(frontend))
             values.append(codec.encode_frontend(row, target.id, frontend_id))
@@ -233,12 +256,15 @@ class FrontendTable:
             if index in refused:
                 failures.append(Failure(op, refused[index]))
                 if former is None:
+                    self._packets.dismiss(entry.id, entry.row.source_ranges)
                     self._ids.free(entry.id)
                 continue
             self.entries[op.key] = entry
             self._sets.frontends[entry.row.set] += 1
             if former is not None:
                 self._sets.frontends[former.row.set] -= 1
+                stale = set(former.row.source_ranges) - set(entry.row.source_ranges)
+                self._packets.dismiss(entry.id, stale)
         return failures
 
     def delete(self, ops: Sequence[Op]) -> list[Failure]:
@@ -250,26 +276,7 @@ class FrontendTable:
                 entry = self.entries.pop(frontend, None)
                 if entry is not None:
                     self._sets.frontends[entry.row.set] -= 1
+                    self._packets.dismiss(entry.id, entry.row.source_ranges)
                     self._stats.zero(entry.id)
                     self._ids.free(entry.id)
         return []
-
-
-def write_rows(map_: Map, keys: Sequence[bytes], values: Sequence[bytes]) -> dict[int, str]:
-    """Write rows in batches. Returns {index: reason} of those that the kernel refused; the others are written."""
-    refused: dict[int, str] = {}
-    start = 0
-    while start < len(keys):
-        done, error = map_.update_batch(b"".join(keys[start:]), b"".join(values[start:]), len(keys) - start)
-        start += done
-        if error is not None:
-            full = error.errno in (errno.E2BIG, errno.ENOMEM)
-            refused[start] = f"map {map_.name} is full: {map_.max_entries} rows" if full else str(error.strerror)
-            start += 1
-    return refused
-
-
-def delete_rows(map_: Map, keys: Sequence[bytes]) -> None:
-    """Delete rows in batches; a row that is not there is no error."""
-    if keys:
-        map_.delete_batch(b"".join(keys), len(keys))

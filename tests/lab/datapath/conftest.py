@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bpfproxy.datapath import abi, attach, bpffs, features
-from bpfproxy.datapath.loader import LoadSpec
-from bpfproxy.lab import cgroup
+from bpfproxy.datapath import abi, attach, bpffs, features, loader
+from bpfproxy.datapath.loader import Loaded, LoadSpec
+from bpfproxy.lab import cgroup, netns
+from tests.lab.datapath import devices
+from tests.lab.datapath.devices import Net
 
 _numbers = itertools.count()
 
@@ -72,3 +74,38 @@ def specs(state: Path) -> Specs:
         return LoadSpec(constants=constants, sizes=dict.fromkeys(MAPS, 64) | sizes, pin_dir=pin_dir)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with device_test.bpf.c and its object."""
+    directory = tmp_path_factory.mktemp("device")
+    devices.compile_programs(directory)
+    return directory
+
+
+@pytest.fixture
+def node() -> Iterator[Net]:
+    """The namespace that the test's thread is in."""
+    with Net() as made, netns.inside(made.name):
+        yield made
+
+
+@pytest.fixture
+def loaded(compiled: Path, state: Path) -> Iterator[Loaded]:
+    with loader.load(devices.spec(compiled, state / "bpf" / "maps"), "prebuilt") as found:
+        yield found
+
+
+@pytest.fixture
+def other(compiled: Path, state: Path) -> Iterator[Loaded]:
+    """The same programs over the same maps, loaded again: an upgrade, or somebody else's."""
+    with loader.load(devices.spec(compiled, state / "bpf" / "maps"), "prebuilt") as found:
+        yield found
+
+
+@pytest.fixture
+def others(state: Path) -> Iterator[Path]:
+    """Where somebody else pins links."""
+    yield state / "bpf" / "others"
+    attach.detach_all(state / "bpf" / "others")

@@ -191,7 +191,10 @@ def test_an_exclusive_program_is_said(links: Path, group: Path, verdicts: Verdic
     other.cdef("int bpf_prog_attach(int, int, int, unsigned int);")
     library: Any = other.dlopen("libbpf.so.1")
     program = verdicts(1)
-    with CgroupTarget(group).opened() as fd:
+    fd = os.open(group, os.O_RDONLY | os.O_DIRECTORY)
+    try:
         assert library.bpf_prog_attach(program.fd, fd, program.attach_type, 0) == 0
+    finally:
+        os.close(fd)
     with pytest.raises(DatapathError, match="was attached without allowing others"):
         attach.attach(links, "c4", program, CgroupTarget(group))

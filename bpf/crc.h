@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * SCTP's checksum, a CRC32c, follows a change of ports. A program of its own: the verifier walks each round of the
+ * loops, once for every way that leads here.
+ */
+#pragma once
+#include "csum.h"
+
+/* x * y modulo the polynomial, in the reflected order of bits that CRC32c has. */
+static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
+{
+	__u32 product = 0;
+
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 32; i++) {
+		product ^= y & -(x >> 31);
+		x <<= 1;
+		y = (y >> 1) ^ (0x82f63b78 & -(y & 1));
+	}
+	return product;
+}
+
+/*
+ * What a change of the first four bytes of a message of `length` bytes does to its CRC32c. The CRC is linear: no other
+ * byte need be read. The change is carried over the bytes behind it, a power of two at a time.
+ */
+static __always_inline __u32 crc_change(__u32 change, __u32 length)
+{
+	__u32 power = 0x00800000; /* x^8: one byte */
+	__u32 crc, taken;
+
+	/* The four bytes by themselves, in a stream of bytes whose first is the lowest. Branches would be paths. */
+	crc = change;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 32; i++)
+		crc = (crc >> 1) ^ (0x82f63b78 & -(crc & 1));
+	length -= 4;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 16; i++) {
+		taken = -(length & 1);
+		crc = (crc_multiply(crc, power) & taken) | (crc & ~taken);
+		power = crc_multiply(power, power);
+		length >>= 1;
+	}
+	return crc;
+}
+
+/* Ends the work on a packet whose ports have been changed already. */
+static __always_inline int program_crc(context_t *ctx)
+{
+	struct handover *handover = handover_row();
+	void *header = packet_data(ctx);
+	__u32 *checksum, at, old, fresh;
+
+	if (!handover)
+		return VERDICT_DROP;
+	at = handover->l4_offset & 0xfff;
+	header += at;
+	checksum = header + 8;
+	if ((void *)(checksum + 1) > packet_end(ctx))
+		return VERDICT_DROP;
+	old = *checksum;
+	fresh = old ^ crc_change(handover->ports_change, handover->l4_length);
+	*checksum = fresh;
+#if !PACKET_XDP
+	skb_csum_update(ctx, sum_fold32(sum_change32(0, old, fresh)));
+#endif
+	return handover->verdict;
+}

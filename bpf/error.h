@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* ICMP errors of our own: the packet is turned into one, and goes back where it came from. */
+#pragma once
+#include "csum.h"
+
+#define NS_PER_SECOND_ 1000000000ULL
+#define ERROR_BURST 50 /* the kernel's own, net.ipv4.icmp_msgs_burst */
+#define ERROR_HOPS 64
+
+/* As much as tells the packet's flow. */
+struct error_message {
+	struct icmp_error icmp;
+	ip_header ip;
+	__u8 transport[8];
+};
+
+/* Token bucket, per CPU. */
+static __always_inline int error_allowed(void)
+{
+	__u32 zero = 0;
+	struct allowance *allowance = map_lookup(allowances, &zero);
+	__u64 now = bpf_ktime_get_ns(), fresh;
+
+	if (!allowance || !CONFIG(error_rate))
+		return 0;
+	fresh = (now - allowance->refilled) * CONFIG(error_rate) / NS_PER_SECOND_;
+	if (fresh) {
+		allowance->refilled = now;
+		fresh += allowance->tokens;
+		allowance->tokens = fresh > ERROR_BURST ? ERROR_BURST : fresh;
+	}
+	if (!allowance->tokens)
+		return 0;
+	allowance->tokens--;
+	return 1;
+}
+
+/* Whether an address stands for one host, which may be told. */
+static __always_inline int is_one_host(const address_t *a)
+{
+#if IS_V4
+	__u32 first = be32(a->word[0]) >> 24;
+
+	return first && first != 127 && first < 224;
+#else
+	return (a->word[0] & be32(0xff000000)) != be32(0xff000000) && !words_zero(a);
+#endif
+}
+
+/* Errors are never answered, nor what went to many, nor later fragments; nor headers with more parts than we quote. */
+static __always_inline int error_is_due(const struct packet *p)
+{
+	return p->protocol != FAMILY_ICMP && p->fragment != FRAGMENT_LATER &&
+	       !(p->ethernet && p->ethernet->h_dest[0] & 1) && is_one_host(&p->source) &&
+	       is_one_host(&p->destination) && p->l4_offset == p->l3_offset + sizeof(ip_header);
+}
+
+#if !PACKET_XDP
+/*
+ * Whether the checksum of the transport header is still to be computed (CHECKSUM_PARTIAL): then a helper leaves it
+ * alone. Spoils the checksum. A packet like that stays so, and in the end something is written where it once had its
+ * checksum.
+ */
+static __always_inline int checksum_is_partial(struct packet *p)
+{
+	__u32 at = p->l4_offset + l4_checksum_at(p->protocol);
+	__u16 before = 0, after = 0;
+
+	bpf_skb_load_bytes(p->ctx, at, &before, sizeof(before));
+	skb_csum_replace(p->ctx, at, 0, 1, 0);
+	bpf_skb_load_bytes(p->ctx, at, &after, sizeof(after));
+	return before == after && l4_checksum_at(p->protocol);
+}
+#endif
+
+static __always_inline int packet_resize(const struct packet *p, __u32 size)
+{
+#if PACKET_XDP
+	return xdp_adjust_tail(p->ctx, (int)size - (int)(p->l3_offset + p->length));
+#else
+	return skb_change_tail(p->ctx, size);
+#endif
+}
+
+static __always_inline void error_ip_header(ip_header *ip, const struct packet *p)
+{
+	__builtin_memset(ip, 0, sizeof(*ip));
+#if IS_V4
+	ip->version = 4;
+	ip->ihl = 5;
+	ip->tot_len = be16(sizeof(*ip) + sizeof(struct error_message));
+	ip->ttl = ERROR_HOPS;
+	ip->protocol = IPPROTO_ICMP;
+#else
+	ip->version = 6;
+	ip->payload_len = be16(sizeof(struct error_message));
+	ip->hop_limit = ERROR_HOPS;
+	ip->nexthdr = IPPROTO_ICMPV6;
+#endif
+	words_copy(&ip->saddr, &p->destination);
+	words_copy(&ip->daddr, &p->source);
+#if IS_V4
+	ip->check = ~sum_fold16(checksum_of(ip, sizeof(*ip)));
+#endif
+}
+
+/* What the message's checksum covers beside the message. */
+static __always_inline __u64 error_pseudo_header(const struct packet *p)
+{
+	__u64 sum = 0;
+
+#if !IS_V4
+	for (int i = 0; i < ADDRESS_WORDS; i++)
+		sum += (__u64)p->source.word[i] + p->destination.word[i];
+	sum += be32(sizeof(struct error_message)) + be32(IPPROTO_ICMPV6);
+#endif
+	return sum;
+}
+
+static __always_inline int send_error(struct packet *p, const struct handover *handover)
+{
+	struct error_message message = {};
+	__u8 to[ETH_ALEN], from[ETH_ALEN];
+	__u32 mtu = handover->mtu, type = handover->type, code = handover->code, reason = handover->reason;
+	context_t *ctx = p->ctx;
+	void *at = p->ip, *data;
+	ip_header ip;
+	int partial = 0;
+
+	if (!error_is_due(p) || at + sizeof(message) - sizeof(message.icmp) > packet_end(ctx) || !error_allowed())
+		return packet_drop(p, REASON_ERROR_LIMITED);
+	__builtin_memcpy(&message.ip, at, sizeof(message.ip) + sizeof(message.transport));
+	if (p->ethernet) {
+		__builtin_memcpy(to, p->ethernet->h_source, ETH_ALEN);
+		__builtin_memcpy(from, p->ethernet->h_dest, ETH_ALEN);
+	}
+#if !PACKET_XDP
+	partial = checksum_is_partial(p);
+#endif
+	message.icmp.type = type;
+	message.icmp.code = code;
+	message.icmp.info = be32(mtu);
+	message.icmp.checksum = ~sum_fold16(checksum_of(&message, sizeof(message)) + error_pseudo_header(p));
+	error_ip_header(&ip, p);
+	if (packet_resize(p, p->l3_offset + sizeof(ip) + sizeof(message)))
+		return packet_drop(p, REASON_ERROR_LIMITED);
+	data = packet_data(ctx);
+	at = data + (p->l3_offset & 0x3f);
+	if (at + sizeof(ip) + sizeof(message) > packet_end(ctx) || data + ETH_HLEN > packet_end(ctx))
+		return packet_drop(p, REASON_ERROR_LIMITED);
+	if (partial) {
+		/*
+		 * What will be written there is the complement of the sum from the message's start on: exactly what
+		 * belongs there, if the sum of what else the message's checksum covers takes its place now.
+		 */
+		__u16 seed = sum_fold16(error_pseudo_header(p));
+
+		if (p->protocol == IPPROTO_TCP)
+			__builtin_memcpy((void *)&message + 16, &seed, sizeof(seed));
+		else
+			__builtin_memcpy((void *)&message + 6, &seed, sizeof(seed));
+	}
+	__builtin_memcpy(at, &ip, sizeof(ip));
+	__builtin_memcpy(at + sizeof(ip), &message, sizeof(message));
+	if (p->ethernet) {
+		__builtin_memcpy(data, to, ETH_ALEN);
+		__builtin_memcpy(data + ETH_ALEN, from, ETH_ALEN);
+	}
+	count_reason(p->hook, reason);
+#if PACKET_XDP
+	return XDP_TX;
+#else
+	return packet_redirect(ctx->ifindex);
+#endif
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Where a packet leaves that we forward ourselves. */
+#pragma once
+#include "nat.h"
+
+enum routed {
+	ROUTED = 0,
+	ROUTED_NO_NEIGHBOUR, /* the hop has a device, but no link address yet */
+	ROUTED_NOWHERE,
+	ROUTED_TOO_BIG,
+};
+
+static __always_inline struct node *node_row(void)
+{
+	__u32 zero = 0;
+
+	return map_lookup(node, &zero);
+}
+
+/* Asks the kernel's tables. `gateway`: the neighbour to send to. */
+static __always_inline enum routed route_lookup(const struct packet *p, const void *destination, struct next_hop *hop,
+						address_t *gateway)
+{
+	struct bpf_fib_lookup fib = {.ifindex = packet_ifindex(p->ctx), .l4_protocol = p->protocol, .tot_len = 1};
+	long result;
+
+#if IS_V4
+	fib.family = AF_INET_;
+	fib.tos = p->ip->tos;
+	words_copy(&fib.ipv4_src, &p->source);
+	words_copy(&fib.ipv4_dst, destination);
+#else
+	fib.family = AF_INET6_;
+	fib.flowinfo = *(__be32 *)p->ip & be32(0x0fffffff);
+	words_copy(fib.ipv6_src, &p->source);
+	words_copy(fib.ipv6_dst, destination);
+#endif
+	fib.sport = p->source_port;
+	fib.dport = p->destination_port;
+	result = fib_lookup(p->ctx, &fib);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return ROUTED_NOWHERE;
+	hop->ifindex = fib.ifindex;
+	hop->mtu = fib.tot_len > 1 ? fib.tot_len : 0xffff; /* older kernels do not tell it */
+	__builtin_memcpy(hop->destination, fib.dmac, ETH_ALEN);
+	__builtin_memcpy(hop->source, fib.smac, ETH_ALEN);
+#if IS_V4
+	words_copy(gateway, &fib.ipv4_dst);
+#else
+	words_copy(gateway, fib.ipv6_dst);
+#endif
+	return result ? ROUTED_NO_NEIGHBOUR : ROUTED;
+}
+
+/* The same through the hop that a flow remembers. */
+static __always_inline enum routed route_cached(const struct packet *p, const void *destination, struct next_hop *hop,
+						address_t *gateway)
+{
+	struct node *row = node_row();
+	__u32 generation = row ? READ_ONCE(row->route_generation) : 0;
+	enum routed result;
+
+	if (generation && READ_ONCE(hop->generation) == generation)
+		return ROUTED;
+	hop->generation = 0;
+	result = route_lookup(p, destination, hop, gateway);
+	if (result == ROUTED)
+		*(volatile __u32 *)&hop->generation = generation;
+	return result;
+}
+
+/* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
+static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
+				      enum routed routed, const address_t *gateway, enum reason reason)
+{
+	__u32 ifindex = hop->ifindex;
+
+	if (routed == ROUTED_NOWHERE)
+		return packet_drop(p, REASON_NO_ROUTE);
+	if (hop_limit(p) <= 1)
+		return packet_drop(p, REASON_TTL);
+	if (routed == ROUTED && packet_exceeds(p, hop->mtu)) {
+#if IS_V4
+		if (!(p->ip->frag_off & be16(0x4000)))
+			return packet_drop(p, REASON_TOO_BIG);
+#endif
+		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
+	}
+#if PACKET_XDP
+	/* Another device wants other tags. */
+	if (routed != ROUTED || (p->tagged && ifindex != packet_ifindex(p->ctx)))
+		return packet_leave_to_tc(p);
+#endif
+	r->hop_limit = 1;
+	if (routed == ROUTED) {
+		r->link = 1;
+		__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
+		__builtin_memcpy(r->link_source, hop->source, ETH_ALEN);
+	}
+	packet_rewrite(p, r);
+	count_reason(p->hook, reason);
+#if PACKET_XDP
+	return packet_finish(p, r, ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex));
+#else
+	if (routed == ROUTED && p->ethernet)
+		return packet_finish(p, r, packet_redirect(ifindex));
+	/* The kernel looks the neighbour up, or asks for it. */
+	struct bpf_redir_neigh neighbour = {};
+
+#if IS_V4
+	neighbour.nh_family = AF_INET_;
+	words_copy(&neighbour.ipv4_nh, gateway);
+#else
+	neighbour.nh_family = AF_INET6_;
+	words_copy(neighbour.ipv6_nh, gateway);
+#endif
+	return packet_finish(p, r, packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour)));
+#endif
+}

@@ -1,0 +1,189 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * New flows that take two rows: the source is translated, or the client's port has another flow already. A program of
+ * its own, to which new_flow() hands its draft.
+ */
+#pragma once
+#include "draft.h"
+
+#define SOURCE_PORT_TRIES 32
+#define SOURCE_PORT_STEP 7919 /* away from runs of ports that are taken */
+
+/* The node's address on the way to the backend. Returns 0 if there is one. */
+static __always_inline int node_address_towards(__u32 ifindex, void *address)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+	struct node *row;
+
+	if (device) {
+		words_copy(address, FAMILY_(device->address));
+		if (!words_zero(address))
+			return 0;
+	}
+	row = node_row();
+	if (!row)
+		return -1;
+	words_copy(address, FAMILY_(row->address));
+	return words_zero(address) ? -1 : 0;
+}
+
+/* A flow as it stands in the row of replies, and back: there the source is the client, and the hop leads to it. */
+struct reply_form {
+	address_t source;
+	__be16 port;
+	__u32 flags;
+	__u32 generation;
+};
+
+static __always_inline struct reply_form reply_form_take(const struct packet *p, flow_t *flow)
+{
+	struct reply_form form = {.port = flow->source_port, .flags = flow->flags, .generation = flow->hop.generation};
+
+	words_copy(&form.source, flow->source);
+	words_copy(flow->source, &p->source);
+	flow->source_port = p->source_port;
+	flow->flags |= FLOW_REPLY;
+	flow->hop.generation = 0;
+	return form;
+}
+
+static __always_inline void reply_form_end(flow_t *flow, const struct reply_form *form)
+{
+	words_copy(flow->source, &form->source);
+	flow->source_port = form->port;
+	flow->flags = form->flags;
+	flow->hop.generation = form->generation;
+}
+
+/* Inserts a row of replies, or takes over one that has expired. Returns 0 unless another flow has these replies. */
+static __always_inline long reply_row_write(const struct packet *p, const tuple_key *key, const flow_t *reply)
+{
+	flow_t *known;
+
+	if (!map_update(tuples, key, reply, BPF_NOEXIST))
+		return 0;
+	known = map_lookup(tuples, key);
+	if (known && flow_expired(known, p->protocol, clock_ticks()))
+		return map_update(tuples, key, reply, BPF_ANY);
+	return -1;
+}
+
+/*
+ * Finds a port of the range with which the reply's tuple is nobody else's, and takes it: inserts the row of replies.
+ * flow->source is the address to be used. Returns 0 or -1.
+ */
+static __always_inline int source_port_take(const struct packet *p, flow_t *flow)
+{
+	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, 0, p->protocol, DIRECTION_REPLY);
+	__u32 first = CONFIG(snat_first), span = CONFIG(snat_last) - first + 1;
+	__u32 at = bpf_get_prandom_u32();
+	struct reply_form form;
+	int taken = 0;
+
+	if (!first)
+		return -1;
+	form = reply_form_take(p, flow);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < SOURCE_PORT_TRIES && !taken; i++) {
+		key.destination_port = be16(first + at % span);
+		taken = !reply_row_write(p, &key, flow);
+		at += SOURCE_PORT_STEP;
+	}
+	form.port = key.destination_port;
+	reply_form_end(flow, &form);
+	return taken ? 0 : -1;
+}
+
+/* The same for a flow whose source is settled. */
+static __always_inline long reply_row_insert(const struct packet *p, flow_t *flow)
+{
+	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, flow->source_port, p->protocol,
+				     DIRECTION_REPLY);
+	struct reply_form form = reply_form_take(p, flow);
+	long result = reply_row_write(p, &key, flow);
+
+	reply_form_end(flow, &form);
+	return result;
+}
+
+static __always_inline void reply_row_delete(const flow_t *flow, __u8 protocol)
+{
+	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, flow->source_port, protocol,
+				     DIRECTION_REPLY);
+
+	map_delete(tuples, &key);
+}
+
+/* ---- rows ---- */
+
+/* A flow beside others of the client's port: both its rows are in tuples. */
+static __always_inline int flow_insert_further(const struct packet *p, flow_t *primary, flow_t *flow)
+{
+	tuple_key key = tuple_key_of(&p->source, p->source_port, &p->destination, p->destination_port, p->protocol,
+				     DIRECTION_FORWARD);
+	int clash;
+
+	if (!(flow->flags & FLOW_SOURCE)) {
+		flow->flags |= FLOW_PAIRED;
+		clash = !(primary->flags & FLOW_SOURCE) && primary->backend_port == flow->backend_port &&
+			words_equal(primary->backend, flow->backend);
+		if (clash || reply_row_insert(p, flow)) {
+			/* Its replies could not be told from another flow's: it gets another port. */
+			flow->flags |= FLOW_SOURCE;
+			if (source_port_take(p, flow))
+				return REASON_SNAT_EXHAUSTED;
+		}
+	}
+	primary->flags |= FLOW_MORE;
+	return map_update(tuples, &key, flow, BPF_ANY) ? REASON_NO_FLOW : 0;
+}
+
+/* Returns 0, or the reason why the packet is to be dropped. */
+static __always_inline int flow_insert(const struct packet *p, flow_t *primary, enum primary state, flow_t *flow)
+{
+	if (state != PRIMARY_USED) {
+		if (!primary_write(p, flow, state))
+			return 0;
+		primary = primary_of(p); /* another CPU was faster */
+	}
+	return primary ? flow_insert_further(p, primary, flow) : REASON_NO_FLOW;
+}
+
+/* Goes on where new_flow() left. */
+static __always_inline int new_source(struct packet *p)
+{
+	flow_t *primary = primary_of(p), *flow = draft();
+	enum primary state = primary_state(p, primary);
+	int failure;
+
+	if (!flow)
+		return packet_pass(p, REASON_BROKEN);
+	if (primary && state == PRIMARY_UNPAIRED) {
+		*flow = *primary;
+		if (reply_row_insert(p, flow))
+			return packet_drop(p, REASON_NO_FLOW);
+		return send_forward(p, primary, &primary->hop, REASON_REUSED);
+	}
+	if (flow->flags & FLOW_ROUTED) {
+		address_t gateway;
+		enum routed routed = route_cached(p, flow->backend, &flow->hop, &gateway);
+
+		if (routed == ROUTED_NOWHERE)
+			return packet_drop(p, REASON_NO_ROUTE);
+#if PACKET_XDP
+		if (routed != ROUTED)
+			return packet_leave_to_tc(p);
+#endif
+		if (node_address_towards(flow->hop.ifindex, flow->source))
+			return packet_drop(p, REASON_NO_SOURCE);
+		if (source_port_take(p, flow))
+			return packet_drop(p, REASON_SNAT_EXHAUSTED);
+	}
+	if (primary && state == PRIMARY_STALE && primary->flags & FLOW_PAIRED)
+		reply_row_delete(primary, p->protocol);
+	failure = flow_insert(p, primary, state, flow);
+	if (failure)
+		return packet_drop(p, failure);
+	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
+	return send_forward(p, flow, &flow->hop, REASON_TRANSLATED);
+}

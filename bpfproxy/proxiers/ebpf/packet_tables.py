@@ -1,0 +1,121 @@
+"""What packets need beside the service tables: backends by address, networks of clients, the node and its devices.
+
+Does nothing where only the socket level is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of
+from bpfproxy.model.device import DevicePlan
+from bpfproxy.model.frontend import Backend
+from bpfproxy.proxiers.base import Failure, Op
+from bpfproxy.proxiers.ebpf import codec, packet
+from bpfproxy.proxiers.ebpf.rows import Range
+from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
+from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
+
+_FAMILIES: tuple[Family, ...] = (4, 6)
+_TRUE = codec.U32.pack(1)
+
+
+class PacketTables:
+    """Writes the maps of packet_maps.h that user space fills."""
+
+    def __init__(self, maps: Maps) -> None:
+        self._maps = maps
+        self._loaded = "networks4" in maps
+        self._fresh: dict[Backend, int] = {}
+
+    # ---- backends: packets to them directly are told from those to a Service ----
+
+    def know(self, backend: Backend, number: int) -> None:
+        """Note the id of a backend, until `flush`."""
+        if self._loaded:
+            self._fresh[backend] = number
+
+    def reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
+        """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
+        without the packet level."""
+        for family in _FAMILIES if self._loaded else ():
+            wanted = {
+                packet.encode_backend_key(backend): codec.U32.pack(entry.id)
+                for backend, entry in backends.items()
+                if family_of(backend.address) == family
+            }
+            map_ = self._maps[f"backend_ids{family}"]
+            found = {bytes(key): bytes(value) for key, value in map_.items()}
+            delete_rows(map_, [key for key in found if key not in wanted])
+            fresh = {key: value for key, value in wanted.items() if found.get(key) != value}
+            write_rows(map_, list(fresh), list(fresh.values()))
+
+    def flush(self) -> None:
+        """Write what was noted. A row that finds no room is no harm: a client that goes both ways from one port may
+        find that port taken."""
+        for family in _FAMILIES if self._fresh else ():
+            mine = [(b, number) for b, number in self._fresh.items() if family_of(b.address) == family]
+            keys = [packet.encode_backend_key(backend) for backend, _ in mine]
+            write_rows(self._maps[f"backend_ids{family}"], keys, [codec.U32.pack(number) for _, number in mine])
+        self._fresh.clear()
+
+    def forget(self, backends: Sequence[Backend]) -> None:
+        """The opposite of `know`, at once."""
+        for family in _FAMILIES if self._loaded else ():
+            keys = [packet.encode_backend_key(b) for b in backends if family_of(b.address) == family]
+            delete_rows(self._maps[f"backend_ids{family}"], keys)
+
+    # ---- networks ----
+
+    def admit(self, frontend_id: int, ranges: Iterable[Range]) -> str:
+        """Let clients of more networks use a frontend. Returns why one could not be written, or nothing."""
+        for address, prefix in ranges if self._loaded else ():
+            key = packet.encode_network(frontend_id, address, prefix)
+            for reason in write_rows(self._maps[f"networks{family_of(address)}"], [key], [_TRUE]).values():
+                return reason
+        return ""
+
+    def dismiss(self, frontend_id: int, ranges: Iterable[Range]) -> None:
+        """The opposite of `admit`."""
+        for address, prefix in ranges if self._loaded else ():
+            key = packet.encode_network(frontend_id, address, prefix)
+            delete_rows(self._maps[f"networks{family_of(address)}"], [key])
+
+    def write_networks(self, ops: Sequence[Op]) -> list[Failure]:
+        """Pod networks of the cluster."""
+        told = [(op, self.admit(packet.CLUSTER, [(op.key.address, op.key.prefix)])) for op in ops]
+        return [Failure(op, reason) for op, reason in told if reason]
+
+    def delete_networks(self, ops: Sequence[Op]) -> list[Failure]:
+        """Pod networks that are none any more."""
+        self.dismiss(packet.CLUSTER, [(op.key.address, op.key.prefix) for op in ops])
+        return []
+
+    # ---- the node and its devices ----
+
+    def write_node(self, ops: Sequence[Op]) -> list[Failure]:
+        """Row 0 of `node`."""
+        for op in ops if self._loaded else ():
+            source = _by_family(op.row.sources)
+            row = packet.encode_node(op.row.route_generation, source[4], source[6])
+            self._maps["node"].update(codec.U32.pack(0), row)
+        return []
+
+    def write_devices(self, ops: Sequence[Op]) -> None:
+        """What programs know of a device, before they are attached to it."""
+        for op in ops if self._loaded else ():
+            plan: DevicePlan = op.row
+            source = _by_family(plan.sources)
+            row = packet.encode_device(pod=plan.one_pod, address4=source[4], address6=source[6])
+            self._maps["devices"].update(codec.U32.pack(plan.index), row)
+
+    def delete_devices(self, ops: Sequence[Op]) -> None:
+        """After the programs are gone from them."""
+        if self._loaded:
+            delete_rows(self._maps["devices"], [codec.U32.pack(op.key.index) for op in ops])
+
+
+def _by_family(addresses: Iterable[Address]) -> Mapping[Family, Address]:
+    found: dict[Family, Address] = {4: ANY4, 6: ANY6}
+    found.update({family_of(address): address for address in addresses})
+    return found

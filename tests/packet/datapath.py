@@ -1,0 +1,319 @@
+"""The loaded packet level in a namespace of its own, and the tables behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from bpfproxy.config import Settings
+from bpfproxy.datapath import abi, bpffs, calls, loader, testrun
+from bpfproxy.datapath.testrun import Outcome
+from bpfproxy.lab import netns
+from bpfproxy.model.address import parse_address
+from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade, OnEmpty, Pool, Scope, ServicePortName
+from bpfproxy.model.service import ObjectName, Protocol, Scheduler
+from bpfproxy.proxiers.base import Op
+from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
+from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
+from bpfproxy.proxiers.ebpf.render import EbpfRenderer
+from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+
+Layer = Literal["xdp", "tc"]
+
+NODE: Final = {4: "192.0.2.1", 6: "2001:db8:0:2::1"}
+"""The node's address towards clients and other nodes."""
+CLIENT: Final = {4: "198.51.100.7", 6: "2001:db8:51::7"}
+POD: Final = {4: "10.1.1.5", 6: "fd00:1:1::5"}
+"""A pod of this node."""
+OTHER_POD: Final = {4: "10.1.1.6", 6: "fd00:1:1::6"}
+REMOTE_POD: Final = {4: "10.1.2.5", 6: "fd00:1:2::5"}
+"""A pod of another node."""
+VIP: Final = {4: "10.96.0.10", 6: "fd00:96::10"}
+OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
+CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
+SNAT: Final = (61001, 61064)
+
+_numbers = itertools.count()
+
+_SETUP: Final = """
+link set lo up
+link add up0 address 02:00:00:00:00:01 type veth peer name up1
+link add pod0 address 02:00:00:00:01:01 type veth peer name pod1
+link set up0 up
+link set up1 up
+link set pod0 up
+link set pod1 up
+addr add 192.0.2.1/24 dev up0
+addr add 2001:db8:0:2::1/64 dev up0 nodad
+neigh add 192.0.2.254 lladdr 02:00:00:00:00:fe dev up0 nud permanent
+neigh add 2001:db8:0:2::fe lladdr 02:00:00:00:00:fe dev up0 nud permanent
+neigh add 192.0.2.2 lladdr 02:00:00:00:02:05 dev up0 nud permanent
+neigh add 2001:db8:0:2::2 lladdr 02:00:00:00:02:05 dev up0 nud permanent
+route add 198.51.100.0/24 via 192.0.2.254
+route add 2001:db8:51::/64 via 2001:db8:0:2::fe
+route add 10.1.2.0/24 via 192.0.2.2
+route add fd00:1:2::/64 via 2001:db8:0:2::2
+route add 10.1.1.0/24 dev pod0
+route add fd00:1:1::/64 dev pod0
+neigh add 10.1.1.5 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
+neigh add fd00:1:1::5 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
+neigh add 10.1.1.6 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
+neigh add fd00:1:1::6 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
+"""
+
+
+@contextlib.contextmanager
+def node_namespace() -> Iterator[str]:
+    """A node with an uplink (up0), a pod (pod0) and routes; everything forwards. Removed at the end."""
+    name = f"bpfproxy-packet-{os.getpid()}-{next(_numbers)}"
+    netns.make(name)
+    try:
+        with netns.inside(name):
+            netns.set_sysctl("ipv4.ip_forward", 1)
+            netns.set_sysctl("ipv6.conf.all.forwarding", 1)
+        subprocess.run(["ip", "-n", name, "-batch", "-"], input=_SETUP.encode(), check=True)
+        yield name
+    finally:
+        netns.remove(name)
+
+
+@dataclass
+class Service:
+    """A ServicePort with one frontend, ready to be served."""
+
+    frontend: Frontend
+    backends: tuple[Backend, ...]
+    kind: FrontendKind = FrontendKind.CLUSTER_IP
+    masquerade: Masquerade = Masquerade.NEVER
+    on_empty: OnEmpty = OnEmpty.REJECT
+    affinity: int = 0
+    scheduler: Scheduler = Scheduler.MAGLEV
+    scoped: bool = False
+    pool: Pool = Pool.CLUSTER
+    name: str = ""
+    source_ranges: Sequence[tuple[str, int]] = field(default=())
+
+    def rows(self) -> list[Op]:
+        port = ServicePortName(ObjectName("default", self.name or "web"), "", self.frontend.protocol)
+        key = SetKey(port, self.frontend.family, self.pool)
+        return [
+            Op(key, SetRow(tuple(sorted(self.backends)), (), self.on_empty, self.scheduler)),
+            Op(self.frontend, FrontendRow(key, self.kind, self.masquerade, self.affinity, self.scoped)),
+        ]
+
+
+class Datapath:
+    """The packet level, loaded once per loader; `clear` makes it empty again."""
+
+    def __init__(self, loader_name: Literal["bcc", "prebuilt"], top: Path, namespace: str, **constants: int) -> None:
+        self.namespace = namespace
+        settings = Settings(
+            max_frontends=256, max_sets=256, max_backends=512, max_slots=1 << 20, snat_ports=f"{SNAT[0]}-{SNAT[1]}"
+        )
+        self.sizes = lifecycle.sizes(settings) | packet.sizes(flows=65536, networks=64, backends=512)
+        everything = lifecycle.constants(settings) | constants
+        spec = loader.LoadSpec(programs=packet.PROGRAMS, constants=everything, sizes=self.sizes, pin_dir=top)
+        self.loaded = loader.load(spec, loader_name)
+        calls.fill(self.loaded)
+        self.maps = self.loaded.maps
+        self.reasons = abi.enum_of("reason", "REASON_")
+        self.hooks = abi.enum_of("hook", "HOOK_")
+        self._reset_proxier()
+
+    def close(self) -> None:
+        self.loaded.close()
+
+    # ---- tables --------------------------------------------------------------------------------------------------
+
+    def _reset_proxier(self) -> None:
+        self.proxier = EbpfProxier(
+            self.maps,
+            EbpfRenderer(),
+            grace_period=0.0,
+            activate=lambda _: None,
+            destroy_sockets=lambda _: None,
+            close=lambda: None,
+        )
+        self.applied = dict(self.proxier.read())
+
+    def clear(self) -> None:
+        """No services, no flows, all counters zero; the node's own rows as at the start."""
+        self.serve()
+        for name, map_ in self.maps.items():
+            if name.rstrip("46") in (
+                "flows",
+                "tuples",
+                "fragments",
+                "affinities",
+                "networks",
+                "backend_ids",
+                "devices",
+            ):
+                for key, _ in list(map_.items()):
+                    map_.delete(bytes(key))
+        self.clear_counters()
+        self.set_node(1)
+        for family in (4, 6):
+            address, prefix = CLUSTER[family]
+            self.add_network(packet.CLUSTER, address, prefix)
+
+    def clear_counters(self) -> None:
+        for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
+            map_ = self.maps[name]
+            for index in range(map_.max_entries):
+                map_.zero(index)
+
+    def set_node(self, generation: int) -> None:
+        self.maps["node"].update(
+            (0).to_bytes(4, "little"),
+            packet.encode_node(generation, parse_address(NODE[4]), parse_address(NODE[6])),
+        )
+
+    def add_network(self, owner: int, address: str, prefix: int) -> None:
+        raw = parse_address(address)
+        self.maps[f"networks{4 if len(raw) == 4 else 6}"].update(
+            packet.encode_network(owner, raw, prefix), (1).to_bytes(4, "little")
+        )
+
+    def serve(self, *services: Service) -> None:
+        """Make these services, and no others, the content of the tables."""
+        wanted = {op.key: op.row for service in services for op in service.rows()}
+        for family in (4, 6):
+            wanted[NodeAddress(parse_address(NODE[family]))] = NodeAddressRow()
+        ops = [Op(key, row) for key, row in wanted.items() if self.applied.get(key) != row]
+        ops += [Op(key, None) for key in self.applied if key not in wanted]
+        failures = self.proxier.apply(sorted(ops, key=self.proxier.phase))
+        assert not failures, failures
+        self.applied = wanted
+        for service in services:
+            number = self.frontend_id(service.frontend)
+            for address, prefix in service.source_ranges:
+                self.add_network(number, address, prefix)
+            if service.source_ranges:
+                self._flag_source_ranges(service.frontend)
+            for backend in service.backends:
+                family = 4 if len(backend.address) == 4 else 6
+                number = self.backend_id(backend)
+                self.maps[f"backend_ids{family}"].update(
+                    packet.encode_backend_key(backend), number.to_bytes(4, "little")
+                )
+
+    def _flag_source_ranges(self, frontend: Frontend) -> None:
+        map_ = self.maps[f"frontends{frontend.family}"]
+        key = codec.encode_frontend_key(frontend)
+        row = bytearray(map_.lookup(key) or b"")
+        at = abi.ffi.offsetof("struct frontend", "flags")
+        row[at] |= abi.constant("FRONTEND_SOURCE_RANGES")
+        map_.update(key, row)
+
+    def frontend_id(self, frontend: Frontend) -> int:
+        return self.proxier._frontends.entries[frontend].id
+
+    def backend_id(self, backend: Backend) -> int:
+        return self.proxier._sets.backends.entries[backend].id
+
+    # ---- running -------------------------------------------------------------------------------------------------
+
+    def run(self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False) -> Outcome:
+        """A frame through the program `bp_<program>`, inside the node's namespace."""
+        with self.inside():
+            return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The node's namespace."""
+        return netns.inside(self.namespace)
+
+    def run_here(
+        self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
+    ) -> Outcome:
+        """As `run`, for a caller who is inside already."""
+        found = self.loaded.programs[f"bp_{program}"]
+        flags = testrun.CHECKSUM_COMPLETE if complete else 0
+        return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    def counted(self) -> dict[str, int]:
+        """{hook.reason: count} of what is not zero, of the packet level."""
+        counts: dict[str, int] = {}
+        for hook in self.hooks:
+            if not hook.name.startswith(("XDP", "TC")):
+                continue
+            for reason in self.reasons:
+                index = hook * abi.constant("REASON_COUNT") + reason
+                values = self.maps["metrics"].lookup_per_cpu(index.to_bytes(4, "little"))
+                total = sum(int.from_bytes(value, "little") for value in values)
+                if total:
+                    counts[f"{hook.name}.{reason.name}"] = total
+        return counts
+
+    def frontend_stats(self, frontend: Frontend) -> dict[str, list[int]]:
+        """Counters of a frontend, summed over the CPUs."""
+        key = self.frontend_id(frontend).to_bytes(4, "little")
+        rows = [_struct("struct frontend_stats", value) for value in self.maps["frontend_stats"].lookup_per_cpu(key)]
+        return {
+            name: [sum(values) for values in zip(*(list(getattr(row, name)) for row in rows), strict=True)]
+            for name in ("connections", "packets", "bytes")
+        }
+
+    def flows(self, name: str) -> dict[bytes, Any]:
+        """Rows of flows4, flows6, tuples4 or tuples6 as cffi structs."""
+        kind = f"struct flow{name[-1]}"
+        return {bytes(key): _struct(kind, bytes(value)) for key, value in self.maps[name].items()}
+
+
+def _struct(kind: str, value: bytes) -> Any:
+    result = abi.ffi.new(f"{kind} *")
+    abi.ffi.buffer(result)[:] = value
+    return result
+
+
+def backend(address: str, port: int, protocol: Protocol = Protocol.TCP, *, local: bool = True) -> Backend:
+    return Backend(parse_address(address), port, protocol, local)
+
+
+def frontend(address: str, port: int, protocol: Protocol = Protocol.TCP, scope: Scope = Scope.EXTERNAL) -> Frontend:
+    return Frontend(parse_address(address), port, protocol, scope)
+
+
+@contextlib.contextmanager
+def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Iterator[Datapath]:
+    """Load everything on a bpffs of its own; nothing is left at the end."""
+    with tempfile.TemporaryDirectory(prefix="bpfproxy-") as scratch, node_namespace() as namespace:
+        top = bpffs.mount(Path(scratch))
+        try:
+            maps = top / "maps"
+            maps.mkdir()
+            loaded = Datapath(loader_name, maps, namespace, **constants)
+            try:
+                yield loaded
+            finally:
+                loaded.close()
+        finally:
+            bpffs.remove_tree(top / "maps")
+            bpffs.unmount(Path(scratch))
+
+
+__all__ = [
+    "CLIENT",
+    "NODE",
+    "OTHER_VIP",
+    "POD",
+    "REMOTE_POD",
+    "SNAT",
+    "VIP",
+    "Datapath",
+    "Masquerade",
+    "Scope",
+    "Service",
+    "backend",
+    "datapath",
+    "frontend",
+]
