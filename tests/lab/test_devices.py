@@ -170,7 +170,7 @@ def test_a_node_is_served(node: Net, runs: Callable[..., Run], tcx: bool) -> Non
         "br7": TC,
         "vethportp": TC,
     }
-    assert run.sync().ops == 0
+    assert run.engine.sync().ops == 0
     assert run.engine.resync().ops == 0
 
 
