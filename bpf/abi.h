@@ -207,7 +207,16 @@ enum socket_flag {
 
 enum { SOCKET_SESSIONS = 4 };
 
-/* Lives in SK_STORAGE, so it dies with its socket. */
+/*
+ * Where a connected TCP socket was going, by its cookie. To make a SK_STORAGE for it would cost four times as much as
+ * all the rest of a connect; sock_release removes the row.
+ */
+struct tcp_peer {
+	struct endpoint vip;
+	struct endpoint backend;
+};
+
+/* Of a UDP socket. Lives in SK_STORAGE, so it dies with its socket. */
 struct socket_state {
 	struct udp_session peer;
 	struct udp_session sessions[SOCKET_SESSIONS];

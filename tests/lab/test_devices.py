@@ -75,7 +75,7 @@ class Run:
 
     def __init__(self, state: Path, compiled: Path, tcx: bool = True, *, held: bool = False, **settings: Any) -> None:
         top = state / "bpf"
-        self.settings = Settings(state_dir=state, node_name="n1", **settings)
+        self.settings = Settings(state_dir=state, node_name="n1", **({"acceleration": "auto"} | settings))
         self.loaded = loader.load(devices.spec(compiled, top / "maps"), "prebuilt")
         self.programs = take_programs(self.loaded.programs)
         self.names = {int(libbpf.info(p.fd, "prog").id): name for name, p in self.programs.items()}
