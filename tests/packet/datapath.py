@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -225,6 +226,11 @@ class Datapath:
         """A frame through the program `bp_<program>`, inside the node's namespace."""
         with self.inside():
             return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
+
+    def ifindex(self, device: str) -> int:
+        """Of a device of the node."""
+        with self.inside():
+            return socket.if_nametoindex(device)
 
     def inside(self) -> contextlib.AbstractContextManager[None]:
         """The node's namespace."""

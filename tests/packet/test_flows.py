@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bpfproxy.datapath import abi
+from bpfproxy.datapath import abi, features
 from bpfproxy.model.frontend import FrontendKind, Masquerade
 from bpfproxy.model.service import Protocol, Scheduler
 from tests.packet import packets as pk
@@ -315,3 +315,67 @@ def test_packets_and_bytes(dp: Datapath, layer: Layer, family: int) -> None:
     dp.run("tc_out", frame(Protocol.UDP, pod, client))
     stats = dp.frontend_stats(served.frontend)
     assert stats == {"connections": [0, 0, 1], "packets": [3, 1], "bytes": [3 * (len(raw) - 14), len(raw) - 14]}
+
+
+@layers
+@families
+@pytest.mark.parametrize(
+    ("protocol", "steps", "seconds"),
+    [
+        (Protocol.TCP, "S", 120),
+        (Protocol.TCP, "SA", 86400),
+        (Protocol.TCP, "SAF", 3600),
+        (Protocol.TCP, "SAR", 10),
+        (Protocol.UDP, "-", 30),
+        (Protocol.UDP, "-<", 120),
+        (Protocol.SCTP, "-", 210),
+    ],
+)
+def test_idle_flows_expire(
+    dp: Datapath, layer: Layer, family: int, protocol: Protocol, steps: str, seconds: int
+) -> None:
+    """Just before its time a flow is there, just after it a packet is the first of a new one."""
+    dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=True))
+    client, vip, pod = (CLIENT[family], 40000), (VIP[family], 80), (POD[family], 8080)
+
+    def play() -> None:
+        for step in steps:
+            if step == "<":
+                dp.run("tc_out", frame(protocol, pod, client))
+            else:
+                dp.run(ARRIVES[layer], frame(protocol, client, vip, flags=step.replace("-", "S")))
+
+    def later(idle: float) -> bool:
+        """Whether the next packet finds the flow after so many seconds."""
+        name = f"flows{family}"
+        [(key, row)] = dp.flows(name).items()
+        row.seen = (row.seen - round(idle * features.jiffies_per_second())) & 0xFFFFFFFF
+        dp.maps[name].update(key, bytes(abi.ffi.buffer(row)))
+        before = dp.counted().get(f"{HOOK[layer]}.REUSED", 0)
+        dp.run(ARRIVES[layer], frame(protocol, client, vip, flags="A"))
+        return dp.counted().get(f"{HOOK[layer]}.REUSED", 0) > before
+
+    play()
+    assert later(seconds - 2)
+    dp.maps[f"flows{family}"].delete(next(iter(dp.flows(f"flows{family}"))))
+    play()
+    assert not later(seconds + 2)
+
+
+@layers
+@families
+def test_a_lost_reply_row_is_restored(dp: Datapath, layer: Layer, family: int) -> None:
+    """A client's packet that refreshes its flow checks that replies would find it."""
+    dp.serve(service(FrontendKind.CLUSTER_IP, family, Protocol.TCP, local=False))
+    client, vip, remote = (CLIENT[family], 40000), (VIP[family], 80), (REMOTE_POD[family], 8080)
+    node, _ = ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip)).packet)
+    dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags="A"))
+    dp.maps[f"tuples{family}"].delete(next(iter(dp.flows(f"tuples{family}"))))
+    assert dp.run(ARRIVES[layer], frame(Protocol.TCP, remote, node, flags="A")).verdict == pk.PASS[layer]
+    [(key, row)] = dp.flows(f"flows{family}").items()
+    row.seen = (row.seen - 5 * features.jiffies_per_second()) & 0xFFFFFFFF
+    dp.maps[f"flows{family}"].update(key, bytes(abi.ffi.buffer(row)))
+    assert ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags="A")).packet)[0] == node
+    out = dp.run(ARRIVES[layer], frame(Protocol.TCP, remote, node, flags="A"))
+    assert out.verdict == pk.SENT[layer]
+    assert ends(out.packet) == (vip, client)
