@@ -9,7 +9,7 @@ import pytest
 from bpfproxy.datapath import abi
 from bpfproxy.model.frontend import FrontendKind, Masquerade
 from bpfproxy.model.service import Protocol, Scheduler
-from bpfproxy.proxiers.ebpf import packet
+from bpfproxy.proxiers.ebpf.packet import ticks
 from tests.packet import packets as pk
 from tests.packet.datapath import (
     CLIENT,
@@ -350,7 +350,7 @@ def test_idle_flows_expire(
         """Whether the next packet finds the flow after so many seconds."""
         name = f"flows{family}"
         [(key, row)] = dp.flows(name).items()
-        row.seen = (row.seen - packet.ticks(idle)) & 0xFFFFFFFF
+        row.seen = (row.seen - ticks(idle)) & 0xFFFFFFFF
         dp.maps[name].update(key, bytes(abi.ffi.buffer(row)))
         before = dp.counted().get(f"{HOOK[layer]}.REUSED", 0)
         dp.run(ARRIVES[layer], frame(protocol, client, vip, flags="A"))
@@ -374,7 +374,7 @@ def test_a_lost_reply_row_is_restored(dp: Datapath, layer: Layer, family: int) -
     dp.maps[f"tuples{family}"].delete(next(iter(dp.flows(f"tuples{family}"))))
     assert dp.run(ARRIVES[layer], frame(Protocol.TCP, remote, node, flags="A")).verdict == pk.PASS[layer]
     [(key, row)] = dp.flows(f"flows{family}").items()
-    row.seen = (row.seen - packet.ticks(5)) & 0xFFFFFFFF
+    row.seen = (row.seen - ticks(5)) & 0xFFFFFFFF
     dp.maps[f"flows{family}"].update(key, bytes(abi.ffi.buffer(row)))
     assert ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags="A")).packet)[0] == node
     out = dp.run(ARRIVES[layer], frame(Protocol.TCP, remote, node, flags="A"))

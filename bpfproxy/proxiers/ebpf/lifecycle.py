@@ -275,7 +275,6 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
         **packet.constants(flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE),
-        "pad": 0,
     }
 
 
