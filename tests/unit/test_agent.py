@@ -98,7 +98,7 @@ class World:
     """The parts of an agent: one simulated proxier, and sources that a test speaks through."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.settings = Settings(state_dir=state_dir, node_name="n1", min_sync_period=0.0)
+        self.settings = Settings(acceleration="auto", state_dir=state_dir, node_name="n1", min_sync_period=0.0)
         self.proxier = SimProxier("ebpf", {})
         self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
