@@ -207,7 +207,16 @@ enum socket_flag {
 
 enum { SOCKET_SESSIONS = 4 };
 
-/* Lives in SK_STORAGE, so it dies with its socket. */
+/*
+ * Where a connected TCP socket was going, by its cookie. To make a SK_STORAGE for it would cost four times as much as
+ * all the rest of a connect; sock_release removes the row.
+ */
+struct tcp_peer {
+	struct endpoint vip;
+	struct endpoint backend;
+};
+
+/* Of a UDP socket. Lives in SK_STORAGE, so it dies with its socket. */
 struct socket_state {
 	struct udp_session peer;
 	struct udp_session sessions[SOCKET_SESSIONS];
@@ -435,14 +444,15 @@ enum call {
 /* Constants of a loaded program: .rodata in the prebuilt object, -DCFG_<field> with bcc. */
 struct config {
 	__u64 node_netns; /* cookie of the node's own network namespace */
+	__u64 clock_base; /* ticks are (jiffies - clock_base) * clock_rate / 2^32 */
+	__u32 clock_rate;
 	__u32 pod_scope4; /* scope of IPv4 clients in other namespaces */
 	__u32 pod_scope6; /* the same for IPv6 */
 	__u32 snat_first; /* host order, inclusive; 0: no range */
 	__u32 snat_last;
-	__u32 has_set_retval;	/* bpf_set_retval works in these hooks (Linux 6.1) */
-	__u32 has_coarse_clock; /* bpf_ktime_get_coarse_ns (Linux 5.11) */
-	__u32 host_routing;	/* straight to the pods of this node, past the stack */
-	__u32 error_rate;	/* ICMP errors of our own, per second and CPU; 0: none */
+	__u32 has_set_retval; /* bpf_set_retval works in these hooks (Linux 6.1) */
+	__u32 host_routing;   /* straight to the pods of this node, past the stack */
+	__u32 error_rate;     /* ICMP errors of our own, per second and CPU; 0: none */
 	/* Idle times after which a flow is forgotten, in ticks (see TICK_SHIFT). */
 	__u32 tcp_syn;
 	__u32 tcp_established;
@@ -452,7 +462,6 @@ struct config {
 	__u32 udp; /* no answer yet */
 	__u32 udp_stream;
 	__u32 sctp;
-	__u32 pad;
 };
 
 /* ---- counters ------------------------------------------------------------------------------------------------- */

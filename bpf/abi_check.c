@@ -17,6 +17,7 @@ HAS_SIZE(struct affinity_key, 16);
 HAS_SIZE(struct affinity, 16);
 HAS_SIZE(struct endpoint, 20);
 HAS_SIZE(struct udp_session, 48);
+HAS_SIZE(struct tcp_peer, 40);
 HAS_SIZE(struct socket_state, 248);
 HAS_SIZE(struct udp_session_key, 32);
 HAS_SIZE(struct udp_socket, 8);

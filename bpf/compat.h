@@ -83,7 +83,7 @@ const volatile struct config config = {};
 	(((void *(*)(void *, void *, void *, __u64))BPF_FUNC_sk_storage_get)(map_ref(m), sk, (void *)0, flags))
 
 /* Packets. */
-#define clock_coarse() (((__u64(*)(void))BPF_FUNC_ktime_get_coarse_ns)())
+#define jiffies64() (((__u64(*)(void))BPF_FUNC_jiffies64)())
 #define tail_call(ctx, m, slot) (((void (*)(void *, void *, __u32))BPF_FUNC_tail_call)(ctx, map_ref(m), slot))
 #define packet_redirect(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect)(ifindex, 0))
 #define packet_redirect_peer(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect_peer)(ifindex, 0))

@@ -10,11 +10,10 @@
 
 #define REFRESH_TICKS 64 /* about a second: how much later than true a flow's last packet may be taken for */
 
+/* From jiffies, which the kernel keeps in step with CLOCK_MONOTONIC: other clocks cost a good part of a hit. */
 static __always_inline __u32 clock_ticks(void)
 {
-	__u64 now = CONFIG(has_coarse_clock) ? clock_coarse() : bpf_ktime_get_ns();
-
-	return (__u32)(now >> TICK_SHIFT);
+	return (__u32)(((jiffies64() - CONFIG(clock_base)) * CONFIG(clock_rate)) >> 32);
 }
 
 static __always_inline int is_snat_port(__be16 port)
@@ -74,9 +73,15 @@ static __always_inline __u32 flow_timeout(const flow_t *flow, __u8 protocol)
 	return backend || client & SIDE_ANSWERED ? CONFIG(tcp_established) : CONFIG(tcp_syn);
 }
 
+/* Ticks since the last packet. Another CPU may have noted one a tick later than this one's clock. */
+static __always_inline __s32 flow_idle(const flow_t *flow, __u32 now)
+{
+	return (__s32)(now - flow->seen);
+}
+
 static __always_inline int flow_expired(const flow_t *flow, __u8 protocol, __u32 now)
 {
-	return now - flow->seen > flow_timeout(flow, protocol);
+	return flow_idle(flow, now) > (__s32)flow_timeout(flow, protocol);
 }
 
 /* What a side's byte becomes with this packet. */
@@ -191,13 +196,14 @@ enum noted { NOTED, NOTED_EXPIRED, NOTED_NO_REPLY };
 /* Takes down that the client's side has sent a packet. */
 static __always_inline enum noted flow_note_client(flow_t *flow, const struct packet *p)
 {
-	__u32 now = clock_ticks(), idle = now - flow->seen;
+	__u32 now = clock_ticks();
+	__s32 idle = flow_idle(flow, now);
 	__u8 side = side_with(flow->client_side, p);
 	flow_t *reply;
 
 	if (idle < REFRESH_TICKS && side == flow->client_side)
 		return NOTED;
-	if (idle > flow_timeout(flow, p->protocol))
+	if (idle > (__s32)flow_timeout(flow, p->protocol))
 		return NOTED_EXPIRED;
 	if (flow->flags & FLOW_PAIRED) {
 		reply = flow_partner_reply(flow, p->protocol);
@@ -214,13 +220,14 @@ static __always_inline enum noted flow_note_client(flow_t *flow, const struct pa
 /* The same for the backend's side. A reply to what has expired is as good as none. */
 static __always_inline enum noted flow_note_backend(flow_t *flow, const struct packet *p)
 {
-	__u32 now = clock_ticks(), idle = now - flow->seen;
+	__u32 now = clock_ticks();
+	__s32 idle = flow_idle(flow, now);
 	__u8 side = side_with(flow->backend_side, p);
 	flow_t *forward;
 
 	if (idle < REFRESH_TICKS && side == flow->backend_side)
 		return NOTED;
-	if (idle > flow_timeout(flow, p->protocol))
+	if (idle > (__s32)flow_timeout(flow, p->protocol))
 		return NOTED_EXPIRED;
 	if (flow->flags & FLOW_REPLY) {
 		forward = flow_partner_forward(flow, p->protocol);

@@ -40,9 +40,12 @@ static __always_inline enum primary primary_state(const struct packet *p, const 
 }
 
 /* Fails if another CPU has been faster. */
-static __always_inline long primary_write(const struct packet *p, const flow_t *flow, enum primary state)
+static __always_inline long primary_write(const struct packet *p, flow_t *flow, enum primary state)
 {
 	endpoint_key key = endpoint_key_of(&p->source, p->source_port, p->protocol);
+	flow_t *former = state == PRIMARY_STALE ? map_lookup(flows, &key) : 0;
 
+	if (former) /* the port's further flows live on, and are found through this row */
+		flow->flags |= former->flags & FLOW_MORE;
 	return map_update(flows, &key, flow, state == PRIMARY_FREE ? BPF_NOEXIST : BPF_ANY);
 }

@@ -27,6 +27,14 @@ static __always_inline int send_forward(const struct packet *p, const flow_t *fl
 		routed = route_cached(p, flow->backend, hop, &gateway);
 		return route_send(p, &r, hop, routed, &gateway, reason);
 	}
+#if !PACKET_XDP
+	if (CONFIG(host_routing) && flags & FLOW_LOCAL) {
+		gateway = r.destination;
+		routed = route_cached(p, flow->backend, hop, &gateway);
+		if (routed == ROUTED && p->ethernet && leads_to_pod(hop->ifindex))
+			return route_to_pod(p, &r, hop, reason);
+	}
+#endif
 	packet_rewrite(p, &r);
 	return packet_finish(p, &r, packet_pass(p, reason));
 }
@@ -53,9 +61,12 @@ static __always_inline int send_reply(const struct packet *p, const flow_t *flow
 static __always_inline int route_reply(const struct packet *p, flow_t *flow)
 {
 	struct rewrite r = rewrite_none(p);
+	struct next_hop *hop = &flow->hop, other = {};
 	address_t gateway;
 	enum routed routed;
 
+	if (CONFIG(host_routing) && !(flow->flags & FLOW_REPLY))
+		hop = &other; /* the flow's own leads to the backend */
 	words_copy(&r.source, flow->vip);
 	r.source_port = flow->vip_port;
 	if (flow->flags & FLOW_SOURCE) {
@@ -64,8 +75,8 @@ static __always_inline int route_reply(const struct packet *p, flow_t *flow)
 	}
 	gateway = r.destination;
 	count_packet(flow, p, DIRECTION_REPLY);
-	routed = route_cached(p, &r.destination, &flow->hop, &gateway);
-	return route_send(p, &r, &flow->hop, routed, &gateway, REASON_REPLY);
+	routed = route_cached(p, &r.destination, hop, &gateway);
+	return route_send(p, &r, hop, routed, &gateway, REASON_REPLY);
 }
 
 /* Whether an arriving reply is ours to forward. */
@@ -73,12 +84,14 @@ static __always_inline flow_t *reply_to_route(const struct packet *p)
 {
 	flow_t *flow;
 
-	if (is_snat_port(p->destination_port)) {
-		flow = flow_reply_tuple(p);
-		if (flow && (flow->flags & FLOW_ROUTED || CONFIG(host_routing)))
-			return flow;
+	if (CONFIG(host_routing)) {
+		flow = flow_reply(p);
+		return flow && (flow->flags & (FLOW_DIRECT | FLOW_SOURCE)) != FLOW_DIRECT ? flow : 0;
 	}
-	return 0;
+	if (!is_snat_port(p->destination_port))
+		return 0;
+	flow = flow_reply_tuple(p);
+	return flow && flow->flags & FLOW_ROUTED ? flow : 0;
 }
 
 /* Packets that arrive. */

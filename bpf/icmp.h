@@ -162,13 +162,14 @@ static __always_inline int icmp_in(struct packet *p)
 	if (!is_icmp_error(icmp->type) || quote_parse(p, &q))
 		return packet_pass(p, REASON_NOT_OURS);
 	opposite = quote_reversed(&q);
-	if (is_snat_port(opposite.destination_port))
-		flow = flow_reply_tuple(&opposite);
-	if (flow && (flow->flags & FLOW_ROUTED || CONFIG(host_routing))) {
+	flow = reply_to_route(&opposite);
+	if (flow) {
+		struct next_hop hop = {};
+
 		r = icmp_to_client(p, &q, flow);
 		gateway = r.destination;
-		routed = route_cached(p, &r.destination, &flow->hop, &gateway);
-		return route_send(p, &r, &flow->hop, routed, &gateway, REASON_ICMP);
+		routed = route_lookup(p, &r.destination, &hop, &gateway);
+		return route_send(p, &r, &hop, routed, &gateway, REASON_ICMP);
 	}
 	flow = flow_forward(&opposite);
 	if (!flow || flow->flags & FLOW_DIRECT || !words_equal(&p->destination, flow->vip))

@@ -16,6 +16,7 @@ MAP(HASH, set_names, __u32, struct set_name, BPF_F_NO_PREALLOC);
 
 /* State of flows, written by the programs. */
 MAP_SOCKET_STORAGE(sockets, struct socket_state);
+MAP(HASH, tcp_peers, __u64, struct tcp_peer, BPF_F_NO_PREALLOC);
 MAP(LRU_HASH, affinities, struct affinity_key, struct affinity, 0);
 MAP(LRU_HASH, udp_sessions, struct udp_session_key, struct udp_session, 0);
 MAP(LRU_HASH, udp_sockets, __u64, struct udp_socket, 0);

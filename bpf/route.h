@@ -117,3 +117,32 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	return packet_finish(p, r, packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour)));
 #endif
 }
+
+#if !PACKET_XDP
+
+/* Whether what is sent to a device arrives in one pod of this node. */
+static __always_inline int leads_to_pod(__u32 ifindex)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+
+	return device && device->flags & DEVICE_POD;
+}
+
+/* Straight into the pod, past the stack. */
+static __always_inline int route_to_pod(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
+					enum reason reason)
+{
+	__u32 ifindex = hop->ifindex;
+
+	if (hop_limit(p) <= 1)
+		return packet_drop(p, REASON_TTL);
+	r->hop_limit = 1;
+	r->link = 1;
+	__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
+	__builtin_memcpy(r->link_source, hop->source, ETH_ALEN);
+	packet_rewrite(p, r);
+	count_reason(p->hook, reason);
+	return packet_finish(p, r, packet_redirect_peer(ifindex));
+}
+
+#endif

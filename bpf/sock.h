@@ -168,42 +168,64 @@ static __always_inline int translate(struct sock_call *call, struct udp_session 
 	return SOCK_PROCEED;
 }
 
+/* A row of an earlier try of the same socket does no harm: it is believed only if the peer is its backend. */
+static __always_inline void tcp_keep_peer(struct sock_call *call, const struct udp_session *session)
+{
+	struct tcp_peer peer = {.vip = session->vip, .backend = session->backend};
+	__u64 cookie = socket_cookie(call->ctx);
+
+	if (map_update(tcp_peers, &cookie, &peer, BPF_ANY))
+		count_reason(call->hook, REASON_NO_STATE);
+}
+
+static __always_inline void udp_keep_peer(struct sock_call *call, const struct udp_session *session)
+{
+	struct socket_state *state = socket_storage(sockets, call->ctx->sk, BPF_SK_STORAGE_GET_F_CREATE);
+	struct udp_socket row = {.id = session->id, .generation = session->generation};
+	__u64 cookie = socket_cookie(call->ctx);
+
+	if (!state) {
+		count_reason(call->hook, REASON_NO_STATE);
+		return;
+	}
+	state->peer = *session;
+	state->flags |= SOCKET_CONNECTED;
+	map_update(udp_sockets, &cookie, &row, BPF_ANY);
+}
+
+/* Connected to a VIP before, now to something else. */
+static __always_inline void udp_forget_peer(struct sock_call *call)
+{
+	struct socket_state *state = socket_storage(sockets, call->ctx->sk, 0);
+	__u64 cookie;
+
+	if (state && state->flags & SOCKET_CONNECTED) {
+		state->flags &= ~SOCKET_CONNECTED;
+		cookie = socket_cookie(call->ctx);
+		map_delete(udp_sockets, &cookie);
+	}
+}
+
 /* connect(): the one choice that a connected socket needs. */
 static __always_inline int sock_connect(struct sock_call *call)
 {
 	struct udp_session session = {};
-	struct socket_state *state;
 	int translated = 0, verdict;
 
 	if (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP)
 		return SOCK_PROCEED;
 	verdict = translate(call, &session, &translated);
+	if (call->protocol == IPPROTO_TCP) {
+		if (translated)
+			tcp_keep_peer(call, &session);
+		return verdict;
+	}
 	if (!call->ctx->sk)
 		return verdict;
-	state = socket_storage(sockets, call->ctx->sk, translated ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	if (!translated) {
-		if (state && state->flags & SOCKET_CONNECTED) { /* to a VIP before, now to something else */
-			state->flags &= ~SOCKET_CONNECTED;
-			if (call->protocol == IPPROTO_UDP) {
-				__u64 cookie = socket_cookie(call->ctx);
-
-				map_delete(udp_sockets, &cookie);
-			}
-		}
-		return verdict;
-	}
-	if (!state) {
-		count_reason(call->hook, REASON_NO_STATE);
-		return verdict;
-	}
-	state->peer = session;
-	state->flags |= SOCKET_CONNECTED;
-	if (call->protocol == IPPROTO_UDP) {
-		struct udp_socket row = {.id = session.id, .generation = session.generation};
-		__u64 cookie = socket_cookie(call->ctx);
-
-		map_update(udp_sockets, &cookie, &row, BPF_ANY);
-	}
+	if (translated)
+		udp_keep_peer(call, &session);
+	else
+		udp_forget_peer(call);
 	return verdict;
 }
 
@@ -266,14 +288,20 @@ static __always_inline int sock_recvmsg(struct sock_call *call)
 
 static __always_inline int sock_getpeername(struct sock_call *call)
 {
-	struct socket_state *state;
+	if (call->protocol == IPPROTO_TCP) {
+		__u64 cookie = socket_cookie(call->ctx);
+		struct tcp_peer *peer = map_lookup(tcp_peers, &cookie);
 
-	if (!call->ctx->sk)
-		return 0;
-	state = socket_storage(sockets, call->ctx->sk, 0);
-	if (!state || !(state->flags & SOCKET_CONNECTED) || !endpoint_equal(&state->peer.backend, &call->dst))
-		return 0;
-	call->dst = state->peer.vip;
+		if (!peer || !endpoint_equal(&peer->backend, &call->dst))
+			return 0;
+		call->dst = peer->vip;
+	} else {
+		struct socket_state *state = call->ctx->sk ? socket_storage(sockets, call->ctx->sk, 0) : 0;
+
+		if (!state || !(state->flags & SOCKET_CONNECTED) || !endpoint_equal(&state->peer.backend, &call->dst))
+			return 0;
+		call->dst = state->peer.vip;
+	}
 	count_reason(call->hook, REASON_TRANSLATED);
 	return 1;
 }
@@ -297,5 +325,22 @@ static __always_inline int sock_post_bind(struct bpf_sock *ctx, enum hook hook, 
 	if ((CONFIG(snat_first) && port >= CONFIG(snat_first) && port <= CONFIG(snat_last)) ||
 	    node_port_taken(port, protocol, 1) || (hook == HOOK_POST_BIND6 && node_port_taken(port, protocol, 0)))
 		return refuse(hook, REASON_PORT_TAKEN, EADDRINUSE_);
+	return SOCK_PROCEED;
+}
+
+/* ---- close ---- */
+
+static __always_inline int sock_release(struct bpf_sock *ctx)
+{
+	__u64 cookie;
+
+	if (ctx->protocol == IPPROTO_TCP) {
+		cookie = socket_cookie(ctx);
+		if (map_lookup(tcp_peers, &cookie)) /* without the lock that a deletion takes */
+			map_delete(tcp_peers, &cookie);
+	} else if (ctx->protocol == IPPROTO_UDP) {
+		cookie = socket_cookie(ctx);
+		map_delete(udp_sockets, &cookie);
+	}
 	return SOCK_PROCEED;
 }

@@ -162,13 +162,7 @@ int bp_post_bind6(struct bpf_sock *ctx)
 SEC("cgroup/sock_release")
 int bp_sock_release(struct bpf_sock *ctx)
 {
-	__u64 cookie;
-
-	if (ctx->protocol == IPPROTO_UDP) {
-		cookie = socket_cookie(ctx);
-		map_delete(udp_sockets, &cookie);
-	}
-	return SOCK_PROCEED;
+	return sock_release(ctx);
 }
 
 LICENSE("Dual BSD/GPL");

@@ -90,6 +90,9 @@ class Settings:
     max_affinities: int = 65536
     """Size of the session-affinity map, rows; the least recently used one makes room."""
 
+    max_tcp_peers: int = 262144
+    """Size of the map of connected TCP sockets, rows; beyond it, getpeername shows the backend."""
+
     max_udp_sessions: int = 65536
     """Size of the map of unconnected UDP sockets' sessions, rows; the least recently used one makes room."""
 

@@ -69,8 +69,8 @@ class Engine:
         self._tables = {mode: _Tables(proxier) for mode, proxier in proxiers.items()}
         self._default = default_mode
         self._node = node
-        self._node_plan: NodePlan | None = None
-        """As rendered last."""
+        self._node_plan = plan_node(node)
+        self._staged_node_plan: NodePlan | None = None
         self._store = Store()
         self._index = PlanIndex()
         self._health_checks: dict[ObjectName, HealthCheck] = {}
@@ -94,7 +94,7 @@ class Engine:
     @property
     def node_plan(self) -> NodePlan:
         """Where NodePorts answer."""
-        return plan_node(self._node)
+        return self._node_plan
 
     @property
     def pending(self) -> int:
@@ -130,7 +130,8 @@ class Engine:
     def set_node(self, node: NodeConfig) -> None:
         """Replace what is known of the node; `sync` acts on it."""
         self._plan_all |= not node.plans_services_like(self._node)
-        self._node = node
+        if node != self._node:
+            self._node, self._node_plan = node, plan_node(node)
 
     def resync(self) -> SyncReport:
         """A sync that first reads back what the proxiers hold, so that what others changed is repaired."""
@@ -212,11 +213,10 @@ class Engine:
             self._health_checks.pop(name, None)
 
     def _stage_node(self) -> None:
-        plan = self.node_plan
-        if plan != self._node_plan:
+        if self._node_plan != self._staged_node_plan:
             for tables in self._tables.values():
-                tables.stage({None: tables.proxier.render_node(plan)})
-            self._node_plan = plan
+                tables.stage({None: tables.proxier.render_node(self._node_plan)})
+            self._staged_node_plan = self._node_plan
 
     def _release_moved(self) -> list[_Tables]:
         """Take Services that another proxier serves by now from those that they left. Returns the tables concerned."""

@@ -115,6 +115,7 @@ class Agent:
     async def _serve(self, proxiers: Mapping[str, base.Proxier]) -> None:
         self._addresses = frozenset(await self._in_worker(self._parts.node_addresses))
         self._network = await self._in_worker(self._parts.network)
+        gc.disable()  # until the first sync is done: among what is loaded there is no garbage, and much to walk
         engine = Engine(proxiers, self.settings.proxy_mode, self._config())
         await self._in_worker(engine.start)
         emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
@@ -245,12 +246,14 @@ class Agent:
         state.clashes = [str(clash) for clash in engine.clashes]
         if not state.ready:
             self._look_if_ready(engine)
+        if not gc.isenabled():
+            gc.collect()
+            gc.freeze()  # what was loaded stays: later collections need not walk it
+            gc.enable()
 
     def _look_if_ready(self, engine: Engine) -> None:
         if engine.store.complete:
             self.status.ready = True
-            gc.collect()
-            gc.freeze()  # what was loaded stays: later collections need not walk it
             emit(log, logging.INFO, "ready", services=self.status.services, frontends=len(engine.frontends()))
             process.notify("READY=1")
         elif not self._incomplete:

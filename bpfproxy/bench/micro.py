@@ -42,9 +42,11 @@ def main(quick: bool, only: tuple[str, ...], output: str, update_docs: bool) -> 
     remains.sweep()
     report = Report(quick=quick)
     status = Console(stderr=True)
+    report.note_load()
     with status.status("…") as line:
         for name in only or MEASURES:
             _run(name, report, line)
+            report.note_load()
     match output:
         case "json":
             print(report.json())

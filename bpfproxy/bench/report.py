@@ -24,9 +24,19 @@ class Report(Struct):
     quick: bool
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     machine: str = field(default_factory=lambda: machine())
-    load: float = field(default_factory=lambda: round(os.getloadavg()[0], 2))
-    """Processes that ran or waited for a CPU at the start, mean of a minute: well under 1 on an idle machine."""
+    load: list[float] = field(default_factory=list)
+    """Processes that ran or waited for a CPU, means of a minute: under 1 before the first measure of an idle machine,
+    and then about as many as the measures have themselves."""
     figures: list[Figure] = field(default_factory=list)
+
+    def note_load(self) -> None:
+        """To be called before the first measure and after each one."""
+        self.load.append(round(os.getloadavg()[0], 1))
+
+    def title(self) -> str:
+        """What the figures were measured on."""
+        load = f"; load {self.load[0]} before, up to {max(self.load)} meanwhile" if self.load else ""
+        return f"{self.machine}{load}{'; quick' if self.quick else ''}"
 
     def json(self) -> str:
         """All of it."""
@@ -34,7 +44,7 @@ class Report(Struct):
 
     def table(self) -> Table:
         """A table for people."""
-        table = Table(title=f"{self.machine}; load at the start {self.load}{'; quick' if self.quick else ''}")
+        table = Table(title=self.title())
         for title in _TITLES:
             table.add_column(title, justify="left" if title == _TITLES[0] else "right", overflow="fold")
         for _, figures in self._groups():
@@ -47,7 +57,7 @@ class Report(Struct):
 
     def markdown(self) -> str:
         """What stands between the markers in docs/performance.md."""
-        lines = [f"Measured on {self.date}: {self.machine}; load at the start {self.load}.", ""]
+        lines = [f"Measured on {self.date}: {self.title()}.", ""]
         for measure, figures in self._groups():
             titles = (_HEADINGS.get(measure, measure), *_TITLES[1:])
             lines += [_row(titles), _row(("---", *["---:"] * (len(titles) - 1)))]
@@ -60,6 +70,8 @@ class Report(Struct):
             yield measure, [item for item in self.figures if item.measure == measure]
 
 
+_ENOUGH = 100
+"""Samples of which a 99th percentile says something."""
 _TITLES = ("figure", "median", "95 % interval", "p99", "samples", "aim", "")
 _HEADINGS = {
     "connect": "connections and datagrams",
@@ -93,7 +105,7 @@ def _cells(item: Figure) -> tuple[str, ...]:
         item.name,
         show.format(item.value) + unit + rate,
         f"{show.format(item.low)} – {show.format(item.high)}" if item.samples > 1 else "",
-        show.format(item.p99) if item.unit == "ms" else "",
+        show.format(item.p99) if item.samples >= _ENOUGH else "",
         str(item.samples),
         f"{item.aim.relation} {item.aim.limit:g}{unit}" if item.aim else "",
         {True: "met", False: "not met", None: ""}[item.met],

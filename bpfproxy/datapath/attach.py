@@ -18,7 +18,7 @@ from bpfproxy.datapath import features, libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
 from bpfproxy.errors import DatapathError, PermissionsError, UnsupportedError
 
-ORDER: Final = (
+CGROUP_HOOKS: Final = (
     "cgroup_inet_sock_release",
     "cgroup_udp4_recvmsg",
     "cgroup_udp6_recvmsg",
@@ -30,10 +30,8 @@ ORDER: Final = (
     "cgroup_inet6_connect",
     "cgroup_inet4_post_bind",
     "cgroup_inet6_post_bind",
-    "tcx_egress",
-    "xdp",
-    "tcx_ingress",
 )
+ORDER: Final = (*CGROUP_HOOKS, "tcx_egress", "xdp", "tcx_ingress")
 """Hooks by attach type, in the order in which they are attached or switched: what translates back comes before what
 translates, so that no client ever sees a backend's address. They are detached from the end."""
 
@@ -145,6 +143,11 @@ def in_order(programs: Iterable[Any]) -> list[Any]:
     """Programs in the order of ORDER; hooks that it does not name come last."""
     places = {name: place for place, name in enumerate(ORDER)}
     return sorted(programs, key=lambda p: places.get(libbpf.attach_type_name(p.attach_type), len(places)))
+
+
+def of_cgroups(programs: Iterable[Any]) -> list[Any]:
+    """Those of `programs` that are attached to a cgroup, in the order of ORDER."""
+    return [p for p in in_order(programs) if libbpf.attach_type_name(p.attach_type) in CGROUP_HOOKS]
 
 
 def attach(directory: Path, name: str, program: Attachable, target: Target) -> Outcome:

@@ -10,12 +10,13 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from bpfproxy.datapath import libbpf
+from bpfproxy.datapath import libbpf, testrun
 from bpfproxy.datapath.libbpf import ffi, lib
 from bpfproxy.errors import PermissionsError, UnsupportedError
 
@@ -27,7 +28,7 @@ HELPERS: Final = {
     "bpf_get_socket_cookie": 46,
     "bpf_sk_storage_get": 107,
     "bpf_get_netns_cookie": 122,
-    "bpf_ktime_get_coarse_ns": 160,
+    "bpf_jiffies64": 118,
     "bpf_set_retval": 187,
 }
 """Numbers of helpers in the kernel's ABI."""
@@ -146,3 +147,56 @@ def _probed(question: Callable[..., int], *arguments: int) -> bool:
     answer = question(*arguments, ffi.NULL)
     # libbpf cannot ask about what it does not know itself.
     return answer != -errno.EOPNOTSUPP and libbpf.check(answer, "probing") == 1
+
+
+_HZ_CHOICES: Final = (64, 100, 128, 250, 256, 300, 500, 1000, 1024, 1200)
+"""Those that the kernel's architectures offer."""
+_HZ_SAMPLE: Final = 0.1
+
+
+class JiffiesClock(NamedTuple):
+    """How the kernel's jiffies, the datapath's clock, run beside CLOCK_MONOTONIC."""
+
+    hz: int
+    """Per second."""
+    zero: int
+    """Their count when CLOCK_MONOTONIC was zero; may be negative."""
+
+
+@cache
+def jiffies_clock() -> JiffiesClock:
+    """Measured, once: takes a tenth of a second. Raises UnsupportedError before Linux 5.6."""
+    first, start = _next_jiffy()
+    time.sleep(_HZ_SAMPLE)
+    last, end = _next_jiffy()
+    measured = (last - first) * 1e9 / (end - start)
+    hz = min(_HZ_CHOICES, key=lambda choice: abs(choice - measured))
+    return JiffiesClock(hz, last - round(end * hz / 1e9))
+
+
+def _next_jiffy() -> tuple[int, int]:
+    """(jiffies, CLOCK_MONOTONIC in ns) just after a jiffy began."""
+    start = _jiffies()
+    while (count := _jiffies()) == start:
+        pass
+    return count, time.monotonic_ns()
+
+
+def _jiffies() -> int:
+    low, high = _jiffies_programs()
+    while True:
+        before = testrun.run(high, _SOCKET_FILTER, bytes(64)).verdict
+        value = testrun.run(low, _SOCKET_FILTER, bytes(64)).verdict & 0xFFFFFFFF
+        if testrun.run(high, _SOCKET_FILTER, bytes(64)).verdict == before:
+            return before << 32 | value
+
+
+@cache
+def _jiffies_programs() -> tuple[int, int]:
+    """Programs that return the lower and the upper 32 bits of jiffies."""
+    require_capabilities()
+    call, shift, leave = {"code": 0x85, "imm": HELPERS["bpf_jiffies64"]}, {"code": 0x77, "imm": 32}, {"code": 0x95}
+    low, high = (_load(_SOCKET_FILTER, code, ffi.NULL) for code in ([call, leave], [call, shift, leave]))
+    if low < 0 or high < 0:
+        raise UnsupportedError("this kernel lacks the helper bpf_jiffies64 (Linux 5.6)")
+    return low, high

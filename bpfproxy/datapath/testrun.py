@@ -9,7 +9,7 @@ from bpfproxy.datapath import libbpf
 from bpfproxy.datapath.libbpf import ffi, lib
 
 CHECKSUM_COMPLETE: Final = 1 << 2
-"""For tc: the packet as a device hands it over that has summed it; the kernel checks the sum afterwards (Linux 6.18)."""
+"""For tc: the packet as a device hands it over that has summed it. The kernel checks the sum afterwards."""
 
 _XDP: Final = 6
 _ROOM: Final = 512

@@ -28,6 +28,14 @@ def directories(top: Path) -> list[Path]:
     return sorted(below, key=lambda path: len(path.parts), reverse=True)
 
 
+def inode(directory: Path) -> int:
+    """The id by which the kernel knows a cgroup; -1 if it is gone."""
+    try:
+        return directory.stat().st_ino
+    except FileNotFoundError:
+        return -1
+
+
 def members(top: Path) -> Iterator[int]:
     """Processes of `top` and of all cgroups below it. Ids of zero belong to other pid namespaces and are left out."""
     for directory in directories(top):

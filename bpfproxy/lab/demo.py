@@ -128,11 +128,11 @@ def table(results: Iterable[Result]) -> Table:
     """Results for people."""
     made = Table(title="What was asked, and who answered", title_justify="left")
     for header in ("service", "frontend", "address", "client", "traffic", "hooks that translated"):
-        made.add_column(header, no_wrap=True)
+        made.add_column(header, overflow="fold")
     for header in ("sent", "answered"):
         made.add_column(header, justify="right")
     for header in ("share of each backend", "client sees", "backend sees"):
-        made.add_column(header)
+        made.add_column(header, overflow="fold")
     former = ""
     for result in results:
         trip = result.trip

@@ -199,8 +199,9 @@ class Place:
             process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
             raise PlaceError(f"{self.name}: the peer ended: {self.errors.read_text()}") from None
-        readable, _, _ = select.select([process.stdout.fileno()], [], [], within)  # type: ignore[union-attr]
-        if not readable:
+        answered = select.poll()
+        answered.register(process.stdout, select.POLLIN)  # type: ignore[arg-type]
+        if not answered.poll(within * 1000):
             self.stop()  # a late answer would be taken for that of the next command
             raise PlaceError(f"{self.name}: no answer to {op} within {within:g} s")
         line = process.stdout.readline()  # type: ignore[union-attr]

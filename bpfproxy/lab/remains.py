@@ -88,16 +88,23 @@ def leftovers(owner: int | None = None) -> set[str]:
         if (owner is None and _is_ours(mount)) or (
             mount.is_relative_to(RUN) and belongs(mount.relative_to(RUN).parts[0])
         ):
-            found |= {f"bpffs {mount}"} | {f"pin {pin}" for pin in mount.rglob("*")}
+            found |= {f"bpffs {mount}"} | {f"pin {pin}" for pin in _below(mount)}
     if RUN.is_dir():
         found |= {f"directory {path}" for path in RUN.iterdir() if belongs(path.name)}
-    inodes = {path.stat().st_ino: path for path in cgroups}
+    inodes = {cgroup.inode(path): path for path in cgroups}
     found |= {
         f"link {link.id} of {link.program} on {inodes[link.cgroup_id]}"
         for link in bpf.cgroup_links()
         if link.cgroup_id in inodes
     }
     return found | {f"device {name}" for name in _devices()}
+
+
+def _below(top: Path) -> list[Path]:
+    """Everything below a directory; nothing if it goes away meanwhile."""
+    with contextlib.suppress(OSError):
+        return list(top.rglob("*"))
+    return []
 
 
 def _is_ours(mount: Path) -> bool:

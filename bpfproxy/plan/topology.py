@@ -77,7 +77,7 @@ def _plain_backends(
         and len(endpoint.address) == size
     ]
     addresses = {backend.address for backend in backends}
-    if not len(addresses) == len(backends) == sum(len(item.endpoints) for item, _ in matching):
+    if not len(addresses) == len(backends) == sum([len(item.endpoints) for item, _ in matching]):
         return None
     backends.sort(key=_address)  # no two are the same, so this is the order of the backends
     return tuple(backends)

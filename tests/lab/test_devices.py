@@ -75,7 +75,7 @@ class Run:
 
     def __init__(self, state: Path, compiled: Path, tcx: bool = True, *, held: bool = False, **settings: Any) -> None:
         top = state / "bpf"
-        self.settings = Settings(state_dir=state, node_name="n1", **settings)
+        self.settings = Settings(state_dir=state, node_name="n1", **({"acceleration": "auto"} | settings))
         self.loaded = loader.load(devices.spec(compiled, top / "maps"), "prebuilt")
         self.programs = take_programs(self.loaded.programs)
         self.names = {int(libbpf.info(p.fd, "prog").id): name for name, p in self.programs.items()}
@@ -170,7 +170,7 @@ def test_a_node_is_served(node: Net, runs: Callable[..., Run], tcx: bool) -> Non
         "br7": TC,
         "vethportp": TC,
     }
-    assert run.sync().ops == 0
+    assert run.engine.sync().ops == 0
     assert run.engine.resync().ops == 0
 
 
@@ -312,6 +312,7 @@ def test_xdp_that_cannot_be_had_is_a_failure_and_tc_serves(node: Net, runs: Call
     [failure] = run.sync().failures
     assert failure.reason == ("cannot attach bp_xdp to XDP of up0: its MTU is too large for XDP; tc does it meanwhile")
     assert run.attached()["up0"] == TC
+    assert run.engine.resync().failures == (failure,)
     node.ip.link("set", index=node.index("up0p"), mtu=1500)
     node.ip.link("set", index=index, mtu=1500)
     assert run.engine.sync().failures == ()

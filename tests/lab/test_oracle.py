@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
-from bpfproxy.lab import cases, oracle
+import pytest
+from msgspec.structs import replace
+
+from bpfproxy.lab import cases, observe, oracle
 from bpfproxy.lab.cases import Case, Probe
+from bpfproxy.lab.oracle import Expected
+from bpfproxy.lab.place import Outcome, Reply
 
 ALL = cases.load()
 
@@ -45,6 +50,71 @@ def test_every_kind_of_frontend_and_of_talk_is_probed() -> None:
     outside = [probe for case in ALL for family in (4, 6) for probe in cases.outside_probes(case, family)]
     assert {probe.via for probe in outside} == {"ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"}
     assert {oracle.expect(probe).answer for probe in outside} == {"answered", "refused", "dropped", "untouched"}
+
+
+PROBE = next(cases.probes(cases.case("round-robin"), 4))
+EXPECTED = oracle.expect(PROBE)
+RIGHT = [
+    Outcome(Reply(place, EXPECTED.port, (EXPECTED.source, 40000), ""), EXPECTED.peer)
+    for place in sorted(EXPECTED.places) * 4
+]
+
+
+def changed(at: int, **fields: object) -> list[Outcome]:
+    outcomes = list(RIGHT)
+    outcomes[at] = replace(outcomes[at], **fields)
+    return outcomes
+
+
+def replied(at: int, **fields: object) -> list[Outcome]:
+    reply = RIGHT[at].reply
+    assert reply is not None
+    return changed(at, reply=replace(reply, **fields))
+
+
+def test_what_is_right_differs_in_nothing() -> None:
+    assert observe.differences(PROBE, EXPECTED, RIGHT) == []
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        (changed(3, reply=None, error="TIMEOUT"), "1 of 16 requests failed: {'TIMEOUT': 1}"),
+        (changed(3, peer=("10.244.1.2", 8080)), "peer as the client sees it: ('10.244.1.2', 8080)"),
+        (replied(3, peer=("172.18.0.12", 1)), "client as the server sees it: 172.18.0.12"),
+        (replied(3, port=8081), "port of the server: 8081"),
+        (replied(3, place="pod2c"), "pod2c answered"),
+        (replied(3, place="pod1a"), "shares are not even"),
+        (RIGHT[:3], "pod2b never answered"),
+    ],
+)
+def test_what_is_wrong_is_found(outcomes: list[Outcome], says: str) -> None:
+    assert says in "\n".join(observe.differences(PROBE, EXPECTED, outcomes))
+
+
+def test_a_wrong_kind_of_answer_is_found() -> None:
+    refused = [Outcome(error="ECONNREFUSED")] * 4
+    unreachable = [Outcome(error="EHOSTUNREACH")] * 4
+    assert observe.differences(PROBE, Expected("refused"), refused) == []
+    assert observe.differences(PROBE, Expected("unreachable"), unreachable) == []
+    assert observe.differences(PROBE, Expected("untouched"), refused) == []
+    for answer, outcomes in (
+        ("refused", unreachable),
+        ("refused", RIGHT),
+        ("unreachable", refused),
+        ("untouched", RIGHT),
+    ):
+        assert observe.differences(PROBE, Expected(answer), outcomes), answer  # type: ignore[arg-type]
+
+
+def test_one_that_should_stick_and_does_not_is_found() -> None:
+    sticky = replace_expected(sticky=True, even=False)
+    assert "sticks to one" in "\n".join(observe.differences(PROBE, sticky, RIGHT))
+    assert observe.differences(PROBE, sticky, [RIGHT[0]] * 4) == []
+
+
+def replace_expected(**fields: object) -> Expected:
+    return dataclasses.replace(EXPECTED, **fields)  # type: ignore[arg-type]
 
 
 def test_addresses_and_node_ports_are_unique() -> None:

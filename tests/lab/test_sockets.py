@@ -17,6 +17,7 @@ from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 
 BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+BOTH_FAMILIES: tuple[Family, ...] = (4, 6)
 TCP, UDP = 0, 1
 """Places of the ports in BOTH."""
 
@@ -240,6 +241,15 @@ class TestAffinity:
         scene.settle(other)
         scene.put("pod1a", "pod1b")
         assert set(scene.shares()) == {other}, "the new choice sticks, too"
+
+    def test_families_have_affinities_of_their_own(self, make: MakeScene) -> None:
+        """A client of both families keeps an endpoint in each, in whatever turn it uses them."""
+        scene = make(Service((Port(80),), affinity=60))
+        everybody = ("pod1a", "pod1b", "pod2a", "pod2b")
+        scene.put(*everybody)
+        wait_until(lambda: scene.ask(family=6)[0].reply, 10, "the Service is there")
+        seen = {(family, place_of(scene.ask(family=family)[0])) for _ in range(30) for family in BOTH_FAMILIES}
+        assert len(seen) == 2
 
     def test_clients_have_affinities_of_their_own(self, make: MakeScene) -> None:
         scene = make(Service((Port(80),), affinity=60, scheduler="round-robin"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, bpffs, calls, loader, testrun
@@ -20,7 +21,7 @@ from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade, OnEmpty, Pool, Scope, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Op
-from bpfproxy.proxiers.ebpf import lifecycle, packet
+from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
@@ -40,11 +41,6 @@ OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
 CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
 SNAT: Final = (61001, 61064)
 
-ROUTER_MAC: Final = "02:00:00:00:00:fe"
-POD_MAC: Final = "02:00:00:00:01:05"
-REMOTE_MAC: Final = "02:00:00:00:02:05"
-
-UNKNOWN = 4294967295
 _numbers = itertools.count()
 
 _SETUP: Final = """
@@ -152,17 +148,28 @@ class Datapath:
         """No services, no flows, all counters zero; the node's own rows as at the start."""
         self.serve()
         for name, map_ in self.maps.items():
-            if name.rstrip("46") in ("flows", "tuples", "fragments", "affinities", "networks", "backend_ids", "devices"):
+            if name.rstrip("46") in (
+                "flows",
+                "tuples",
+                "fragments",
+                "affinities",
+                "networks",
+                "backend_ids",
+                "devices",
+            ):
                 for key, _ in list(map_.items()):
                     map_.delete(bytes(key))
-        for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
-            map_ = self.maps[name]
-            for index in range(map_.max_entries):
-                map_.zero(index)
+        self.clear_counters()
         self.set_node(1)
         for family in (4, 6):
             address, prefix = CLUSTER[family]
             self.add_network(packet.CLUSTER, address, prefix)
+
+    def clear_counters(self) -> None:
+        for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
+            map_ = self.maps[name]
+            for index in range(map_.max_entries):
+                map_.zero(index)
 
     def set_node(self, generation: int) -> None:
         self.maps["node"].update(
@@ -200,8 +207,6 @@ class Datapath:
                 )
 
     def _flag_source_ranges(self, frontend: Frontend) -> None:
-        from bpfproxy.proxiers.ebpf import codec
-
         map_ = self.maps[f"frontends{frontend.family}"]
         key = codec.encode_frontend_key(frontend)
         row = bytearray(map_.lookup(key) or b"")
@@ -217,14 +222,27 @@ class Datapath:
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def run(
+    def run(self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False) -> Outcome:
+        """A frame through the program `bp_<program>`, inside the node's namespace."""
+        with self.inside():
+            return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
+
+    def ifindex(self, device: str) -> int:
+        """Of a device of the node."""
+        with self.inside():
+            return socket.if_nametoindex(device)
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The node's namespace."""
+        return netns.inside(self.namespace)
+
+    def run_here(
         self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
     ) -> Outcome:
-        """A frame through the program `bp_<program>`, inside the node's namespace."""
+        """As `run`, for a caller who is inside already."""
         found = self.loaded.programs[f"bp_{program}"]
         flags = testrun.CHECKSUM_COMPLETE if complete else 0
-        with netns.inside(self.namespace):
-            return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
+        return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
 
     # ---- looking -------------------------------------------------------------------------------------------------
 
@@ -242,13 +260,22 @@ class Datapath:
                     counts[f"{hook.name}.{reason.name}"] = total
         return counts
 
-    def flows(self, name: str) -> dict[bytes, object]:
+    def frontend_stats(self, frontend: Frontend) -> dict[str, list[int]]:
+        """Counters of a frontend, summed over the CPUs."""
+        key = self.frontend_id(frontend).to_bytes(4, "little")
+        rows = [_struct("struct frontend_stats", value) for value in self.maps["frontend_stats"].lookup_per_cpu(key)]
+        return {
+            name: [sum(values) for values in zip(*(list(getattr(row, name)) for row in rows), strict=True)]
+            for name in ("connections", "packets", "bytes")
+        }
+
+    def flows(self, name: str) -> dict[bytes, Any]:
         """Rows of flows4, flows6, tuples4 or tuples6 as cffi structs."""
         kind = f"struct flow{name[-1]}"
         return {bytes(key): _struct(kind, bytes(value)) for key, value in self.maps[name].items()}
 
 
-def _struct(kind: str, value: bytes) -> object:
+def _struct(kind: str, value: bytes) -> Any:
     result = abi.ffi.new(f"{kind} *")
     abi.ffi.buffer(result)[:] = value
     return result
@@ -280,4 +307,19 @@ def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Itera
             bpffs.unmount(Path(scratch))
 
 
-__all__ = ["CLIENT", "NODE", "OTHER_VIP", "POD", "REMOTE_POD", "SNAT", "VIP", "Datapath", "Masquerade", "Service", "backend", "datapath", "frontend"]
+__all__ = [
+    "CLIENT",
+    "NODE",
+    "OTHER_VIP",
+    "POD",
+    "REMOTE_POD",
+    "SNAT",
+    "VIP",
+    "Datapath",
+    "Masquerade",
+    "Scope",
+    "Service",
+    "backend",
+    "datapath",
+    "frontend",
+]

@@ -35,6 +35,8 @@ PASS: Final = {"xdp": XDP_PASS, "tc": TC_NEXT}
 DROP: Final = {"xdp": XDP_DROP, "tc": TC_SHOT}
 SENT: Final = {"xdp": XDP_REDIRECT, "tc": TC_REDIRECT}
 
+VERDICTS: Final = {"xdp": {1, 2, 3, 4}, "tc": {-1, 2, 7}}
+
 PAYLOAD: Final = b"0123456789abcdef!"
 
 
@@ -87,3 +89,30 @@ def checksums_hold(raw: bytes) -> bool:
         if layer in fresh:
             del fresh[layer].chksum
     return bytes(fresh) == raw
+
+
+__all__ = [
+    "ICMP",
+    "IP",
+    "SCTP",
+    "TCP",
+    "UDP",
+    "Dot1Q",
+    "Ether",
+    "ICMPv6DestUnreach",
+    "ICMPv6PacketTooBig",
+    "IPOption_Router_Alert",
+    "IPv6",
+    "IPv6ExtHdrDestOpt",
+    "IPv6ExtHdrFragment",
+    "IPv6ExtHdrHopByHop",
+    "Packet",
+    "Raw",
+    "SCTPChunkData",
+    "checksums_hold",
+    "frame",
+    "network",
+    "same",
+    "show",
+    "transport",
+]

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bpfproxy.model.frontend import FrontendKind, Masquerade
 from bpfproxy.model.service import Protocol
 from tests.packet import packets as pk
-from tests.packet.datapath import CLIENT, NODE, OTHER_VIP, POD, REMOTE_POD, SNAT, VIP, Datapath, Layer, Service
-from tests.packet.datapath import backend, frontend
+from tests.packet.datapath import (
+    CLIENT,
+    NODE,
+    OTHER_VIP,
+    POD,
+    REMOTE_POD,
+    SNAT,
+    VIP,
+    Datapath,
+    Layer,
+    Service,
+    backend,
+    frontend,
+)
 from tests.packet.packets import frame, same
 
 PROTOCOLS = [Protocol.TCP, Protocol.UDP, Protocol.SCTP]
@@ -22,7 +36,7 @@ ARRIVES = {"xdp": "xdp", "tc": "tc_in"}
 HOOK = {"xdp": "XDP", "tc": "TC_IN"}
 
 
-def service(kind: FrontendKind, family: int, protocol: Protocol, *, local: bool, **options: object) -> Service:
+def service(kind: FrontendKind, family: int, protocol: Protocol, *, local: bool, **options: Any) -> Service:
     addresses = {
         FrontendKind.CLUSTER_IP: VIP[family],
         FrontendKind.NODE_PORT: "0.0.0.0" if family == 4 else "::",
@@ -30,11 +44,12 @@ def service(kind: FrontendKind, family: int, protocol: Protocol, *, local: bool,
         FrontendKind.LOAD_BALANCER: OTHER_VIP[family],
     }
     masquerade = Masquerade.NOT_LOCAL if kind is FrontendKind.CLUSTER_IP else Masquerade.ALWAYS
+    options = {"masquerade": masquerade} | options
     return Service(
         frontend(addresses[kind], 30080 if kind is FrontendKind.NODE_PORT else 80, protocol),
         (backend((POD if local else REMOTE_POD)[family], 8080, protocol, local=local),),
         kind,
-        **{"masquerade": masquerade} | options,
+        **options,
     )
 
 
@@ -83,19 +98,21 @@ def test_remote_backend(
     served = service(kind, family, protocol, local=False)
     dp.serve(served)
     client, vip, pod = (CLIENT[family], 40000), vip_of(served, family), (REMOTE_POD[family], 8080)
-    forwarded = {"hops": 63, "macs": (pk.UP_MAC, pk.REMOTE_MAC)}
+
+    def forwarded(flags: str) -> bytes:
+        return frame(protocol, node, pod, flags=flags, hops=63, macs=(pk.UP_MAC, pk.REMOTE_MAC))
 
     out = dp.run(ARRIVES[layer], frame(protocol, client, vip), complete=complete)
     assert out.verdict == pk.SENT[layer], dp.counted()
     port = int.from_bytes(out.packet[(34 if family == 4 else 54) :][:2])
     assert SNAT[0] <= port <= SNAT[1]
     node = (NODE[family], port)
-    same(out.packet, frame(protocol, node, pod, **forwarded))
+    same(out.packet, forwarded("S"))
 
     for _ in range(2):  # the second through the flow's own next hop
         out = dp.run(ARRIVES[layer], frame(protocol, client, vip, flags="A"), complete=complete)
         assert out.verdict == pk.SENT[layer]
-        same(out.packet, frame(protocol, node, pod, flags="A", **forwarded))
+        same(out.packet, forwarded("A"))
 
     for _ in range(2):
         out = dp.run(ARRIVES[layer], frame(protocol, pod, node, flags="SA"), complete=complete)

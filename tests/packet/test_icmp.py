@@ -134,9 +134,7 @@ def test_answers_are_limited(dp: Datapath, layer: Layer, family: int) -> None:
 @pytest.mark.parametrize("layer", ["xdp", "tc"])
 def test_never_to_many_nor_from_nowhere(dp: Datapath, layer: Layer, family: int) -> None:
     dp.serve(Service(frontend(VIP[family], 80, Protocol.UDP), ()))
-    to_all = frame(
-        Protocol.UDP, (CLIENT[family], 1), (VIP[family], 80), macs=(pk.ROUTER_MAC, "ff:ff:ff:ff:ff:ff")
-    )
+    to_all = frame(Protocol.UDP, (CLIENT[family], 1), (VIP[family], 80), macs=(pk.ROUTER_MAC, "ff:ff:ff:ff:ff:ff"))
     nowhere = frame(Protocol.UDP, ("0.0.0.0" if family == 4 else "::", 1), (VIP[family], 80))
     for request in (to_all, nowhere):
         assert dp.run(ARRIVES[layer], request).verdict == pk.DROP[layer]

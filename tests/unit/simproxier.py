@@ -92,6 +92,8 @@ class SimProxier:
     def render_node(self, plan: NodePlan) -> dict[Key, Row]:
         keys = [NodeAddress(address) for address in plan.node_port_addresses]
         keys += [NodeAddress(f"localhost{family}") for family in plan.localhost_node_ports]
+        keys += [NodeAddress(f"{device.name}: {device.role.name}") for device in plan.devices]
+        keys += [NodeAddress(f"routes {plan.route_generation}")] if plan.route_generation > 1 else []
         return dict.fromkeys(keys, True)
 
     def phase(self, op: Op) -> int:

@@ -69,6 +69,15 @@ def test_layout_packs_what_the_compiler_reads() -> None:
     assert (bytes(backend.address[0]), backend.protocol, backend.flags, backend.generation) == (b"\1" * 4, 6, 1, 7)
 
 
+def test_layout_of_some_fields() -> None:
+    row = abi.layout("struct backend").pack(b"\1" * 16, b"\0\x50", 6, 1, 7)
+    some = abi.layout("struct backend", "port", "generation")
+    assert some.size == abi.sizeof("struct backend")
+    assert some.unpack(row) == (b"\0\x50", 7)
+    with pytest.raises(KeyError, match="struct backend has no field colour"):
+        abi.layout("struct backend", "port", "colour")
+
+
 def test_unknown_constants_are_errors() -> None:
     with pytest.raises(AttributeError):
         abi.constant("NO_SUCH_CONSTANT")

@@ -23,7 +23,7 @@ from bpfproxy.config import Settings
 from bpfproxy.datapath.lock import StateLock
 from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError
 from bpfproxy.model.address import Address, parse_address
-from bpfproxy.model.device import NetworkState
+from bpfproxy.model.device import Device, NetworkState, NodeNetwork
 from bpfproxy.model.event import ObjectKey, Update
 from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
@@ -98,7 +98,7 @@ class World:
     """The parts of an agent: one simulated proxier, and sources that a test speaks through."""
 
     def __init__(self, state_dir: Path) -> None:
-        self.settings = Settings(state_dir=state_dir, node_name="n1", min_sync_period=0.0)
+        self.settings = Settings(acceleration="auto", state_dir=state_dir, node_name="n1", min_sync_period=0.0)
         self.proxier = SimProxier("ebpf", {})
         self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
@@ -236,6 +236,28 @@ class TestServing:
                 assert agent.status.counters.expired_flows == 7
                 assert agent.status.counters.nearly_full_maps == 2
                 assert agent.status.counters.failed_upkeep == 2
+
+        asyncio.run(story())
+
+    def test_the_nodes_devices_and_routes_reach_the_plan(self, world: World) -> None:
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say()
+                await events.next("ready")
+                network = NodeNetwork((Device(2, "eth0"),), frozenset((2,)))
+                world.networks.put_nowait(NetworkState(network, 1))
+                await events.next("sync", ops="1")
+                assert NodeAddress("eth0: UPLINK") in world.proxier.kernel
+                world.networks.put_nowait(NetworkState(network, 2))
+                await events.next("sync", ops="1")
+                assert NodeAddress("routes 2") in world.proxier.kernel
+                # Their source fails: what is known stays.
+                world.networks.put_nowait(OSError("no netlink"))
+                await events.next("source_failed", source="devices")
+                assert NodeAddress("eth0: UPLINK") in world.proxier.kernel
+                world.networks.put_nowait(NetworkState(route_generation=2))
+                await events.next("sync", ops="1")
+                assert NodeAddress("eth0: UPLINK") not in world.proxier.kernel
 
         asyncio.run(story())
 

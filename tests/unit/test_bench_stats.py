@@ -86,17 +86,17 @@ def test_without_an_aim() -> None:
 
 
 def test_markdown() -> None:
-    report = Report(quick=False, date="2000-01-01", machine="a machine", load=0.0)
+    report = Report(quick=False, date="2000-01-01", machine="a machine", load=[0.1, 2.0])
     report.figures = [
-        figure("change", "to map", "ms", [0.25, 0.5, 0.75], Aim("≤", 1)),
+        figure("change", "to map", "ms", [0.25] * 45 + [0.5] * 10 + [0.75] * 45, Aim("≤", 1)),
         figure("other", "share", "ratio", [0.5]),
     ]
     assert report.markdown().splitlines() == [
-        "Measured on 2000-01-01: a machine; load at the start 0.0.",
+        "Measured on 2000-01-01: a machine; load 0.1 before, up to 2.0 meanwhile.",
         "",
         "| a change | median | 95 % interval | p99 | samples | aim |  |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| to map | 0.500 ms | 0.250 – 0.750 | 0.750 | 3 | ≤ 1 ms | met |",
+        "| to map | 0.500 ms | 0.250 – 0.750 | 0.750 | 100 | ≤ 1 ms | met |",
         "",
         "| other | median | 95 % interval | p99 | samples | aim |  |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -160,7 +160,7 @@ def test_the_first_address_of_each_family_is_the_source() -> None:
 
 
 def test_the_settings_reach_the_plan() -> None:
-    assert device_policy(Settings()) == DevicePolicy((), POD_DEVICES, "auto")
+    assert device_policy(Settings()) == DevicePolicy((), POD_DEVICES, "none")
     policy = device_policy(Settings(device=("eth*",), pod_device=("pod*",), acceleration="tc"))
     assert policy == DevicePolicy(("eth*",), ("pod*",), "tc")
     network = NodeNetwork((LO, ETH0, Device(5, "pod1a", "veth")), frozenset((2,)))

@@ -78,7 +78,9 @@ def test_one_cluster_cidr_per_family() -> None:
 
 
 def test_the_configuration_from_settings_and_the_node_object() -> None:
-    settings = Settings(cluster_cidr=("10.0.0.0/8",), nodeport_addresses=("primary",), masquerade_all=True)
+    settings = Settings(
+        cluster_cidr=("10.0.0.0/8",), nodeport_addresses=("primary",), masquerade_all=True, acceleration="auto"
+    )
     addresses: tuple[Address, ...] = tuple(
         parse_address(text) for text in ("192.0.2.10", "192.0.2.11", "2001:db8::10", "2001:db8::11")
     )

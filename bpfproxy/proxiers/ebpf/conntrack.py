@@ -27,6 +27,8 @@ from bpfproxy.proxiers.ebpf.snapshot import Maps
 
 CHUNK: Final = 4096
 """Rows that are read at once: few, so that little time passes between looking at a row and deleting it."""
+_OVER: Final = 64
+"""Ticks by which a row's time is set to be over: the programs' clock may be a tick behind ours."""
 _FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 
 
@@ -159,7 +161,7 @@ class Conntrack:
         limit = self.limits[protocol][client & 15 | (backend & 15) << 4]
         now = self.clock()
         if flowcodec.elapsed(now, seen) <= limit:
-            over = codec.U32.pack(now - limit - 1 & 0xFFFFFFFF)
+            over = codec.U32.pack(now - limit - _OVER & 0xFFFFFFFF)
             at_seen = table.layouts.seen
             with contextlib.suppress(FileNotFoundError):
                 table.flows.update(key, found[:at_seen] + over + found[at_seen + 4 :], EXIST)

@@ -65,8 +65,9 @@ class DeviceTable:
             running.setdefault(index, {})[hook] = program_id
         rows = {DeviceKey(index): _something_else(index) for _, index in self._hooks.pinned()}
         for index, plan in self._applied.items():
-            wanted = programs(plan, xdp=bool(plan.xdp) and index not in self._by_tc)
-            if running.get(index) == {hook: self._ids[name] for hook, name in wanted.items()}:
+            if plan.xdp is Xdp.REQUIRED and index in self._by_tc:
+                continue
+            if running.get(index) == {hook: self._ids[name] for hook, name in self._wanted(plan).items()}:
                 rows[DeviceKey(index)] = plan
         return rows
 
@@ -77,10 +78,16 @@ class DeviceTable:
             self._held.update({op.key: op for op in ops})
             return []
         failures: dict[int, Failure] = {}
+        changed: set[int] = set()
+        for hooks in ((Hook.TC_OUT,), (Hook.XDP, Hook.TC_IN)):
+            for op in ops:
+                if op.row.index not in failures:
+                    self._write(op, hooks, failures, changed)
         for op in ops:
-            self._carefully(op, (Hook.TC_OUT,), failures)
-        for op in ops:
-            self._carefully(op, (Hook.XDP, Hook.TC_IN), failures)
+            if op.row.index in changed:
+                names = ",".join(self._wanted(op.row).values())
+                role = op.row.role.name.lower()
+                emit(log, logging.INFO, "device_attached", device=op.row.name, role=role, programs=names)
         return list(failures.values())
 
     def delete(self, ops: Sequence[Op]) -> list[Failure]:
@@ -117,12 +124,16 @@ class DeviceTable:
             os.close(program.fd)
         self._programs = {}
 
-    def _carefully(self, op: Op, hooks: tuple[Hook, ...], failures: dict[int, Failure]) -> None:
+    def _wanted(self, plan: DevicePlan) -> dict[Hook, str]:
+        """The programs for a plan, now that it is known where XDP cannot be had."""
+        return programs(plan, xdp=bool(plan.xdp) and plan.index not in self._by_tc)
+
+    def _write(self, op: Op, hooks: tuple[Hook, ...], failures: dict[int, Failure], changed: set[int]) -> None:
+        """Bring some hooks of a device to its row; the last ones settle it."""
         plan: DevicePlan = op.row
-        if plan.index in failures:
-            return
+        self._by_tc.pop(plan.index, None)
         try:
-            refused = self._put(plan, hooks)
+            refused = self._put(plan, hooks, changed)
         except DatapathError as error:
             if exists(plan.index):
                 failures[plan.index] = Failure(op, str(error))
@@ -131,38 +142,34 @@ class DeviceTable:
             refused = None  # the source is about to say so
         if Hook.TC_IN not in hooks:
             return
-        if refused and plan.xdp is Xdp.REQUIRED:
-            failures[plan.index] = Failure(op, f"{refused}; tc does it meanwhile")
-            self._forget(plan.index)
-            return
-        if refused:
-            emit(log, logging.WARNING, "xdp_refused", device=plan.name, reason=refused, instead="tc")
-            self._by_tc[plan.index] = refused
-        else:
-            self._by_tc.pop(plan.index, None)
         self._applied[plan.index] = plan
+        if refused:
+            self._by_tc[plan.index] = refused
+            if plan.xdp is Xdp.REQUIRED:
+                failures[plan.index] = Failure(op, f"{refused}; tc does it meanwhile")
+            else:
+                emit(log, logging.WARNING, "xdp_refused", device=plan.name, reason=refused, instead="tc")
 
-    def _put(self, plan: DevicePlan, hooks: tuple[Hook, ...]) -> str | None:
-        """Bring some hooks of a device to its plan. Returns why XDP was refused."""
+    def _put(self, plan: DevicePlan, hooks: tuple[Hook, ...], changed: set[int]) -> str | None:
+        """Returns why XDP was refused."""
         refused: str | None = None
         wanted = programs(plan, xdp=bool(plan.xdp))
-        if Hook.XDP in wanted and Hook.XDP in hooks:
-            try:
-                self._hooks.attach(Hook.XDP, plan.index, self._programs[wanted[Hook.XDP]])
-            except AttachError as error:
-                refused = str(error)
-                wanted = programs(plan, xdp=False)
-        changed = False
         for hook in hooks:
-            if hook is not Hook.XDP and hook in wanted:
-                changed |= self._hooks.attach(hook, plan.index, self._programs[wanted[hook]]) is not Outcome.UNCHANGED
+            if hook in wanted:
+                try:
+                    outcome = self._hooks.attach(hook, plan.index, self._programs[wanted[hook]])
+                except AttachError as error:
+                    if hook is not Hook.XDP:
+                        raise
+                    refused = str(error)
+                    wanted = programs(plan, xdp=False)
+                    continue
+                if outcome is not Outcome.UNCHANGED:
+                    changed.add(plan.index)
         # Last: a packet may be looked at twice for a moment, but none is overlooked.
         for hook in hooks:
-            if hook not in wanted:
-                self._hooks.detach(hook, plan.index)
-        if changed and Hook.TC_IN in hooks:
-            names = ",".join(wanted.values())
-            emit(log, logging.INFO, "device_attached", device=plan.name, role=plan.role.name.lower(), programs=names)
+            if hook not in wanted and self._hooks.detach(hook, plan.index):
+                changed.add(plan.index)
         return refused
 
     def _forget(self, index: int) -> None:

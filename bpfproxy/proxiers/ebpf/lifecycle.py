@@ -16,7 +16,6 @@ import itertools
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from functools import cache
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -45,8 +44,11 @@ from bpfproxy.proxiers.ebpf.view import View
 
 log = logging.getLogger(__name__)
 
-_SOCKET_MAP: Final = "sockets"
-"""Holds no ids of other maps, so that it is carried over to new maps: sockets keep their original destinations."""
+_SOCKET_LEVEL: Final = ("sock_lb",)
+"""File of the C tree."""
+_SOCKET_MAPS: Final = {"sockets": "struct socket_state", "tcp_peers": "struct tcp_peer"}
+"""Their values. They hold no ids of other maps, so they are carried over to new ones: sockets keep their original
+destinations."""
 _ASIDE: Final = "_former"
 _NODE_ADDRESSES_MAX: Final = 4096
 _NETWORKS_MAX: Final = 16384
@@ -159,7 +161,7 @@ class _Datapath:
     """A loaded datapath and its attachments."""
 
     def __init__(self, settings: Settings, root: Path) -> None:
-        all_sizes = sizes(settings)
+        all_sizes = self._sizes = sizes(settings)
         self._cgroup = root
         self._top = bpffs.mount(settings.state_dir)
         self._links = self._top / "links"
@@ -169,7 +171,7 @@ class _Datapath:
         self._carry_sockets_over()
         self._set_calls_aside()
         spec = loader.LoadSpec(
-            programs=("sock_lb", *(packet.PROGRAMS if settings.acceleration != "none" else ())),
+            programs=(*_SOCKET_LEVEL, *(packet.PROGRAMS if settings.acceleration != "none" else ())),
             constants=constants(settings),
             sizes=all_sizes,
             pin_dir=self._maps,
@@ -187,8 +189,7 @@ class _Datapath:
         target = attach.CgroupTarget(self._cgroup)
         outcomes = [
             attach.attach(self._links, program.name, program, target)
-            for program in attach.in_order(self.loaded.programs.values())
-            if program.type in _socket_level()
+            for program in attach.of_cgroups(self.loaded.programs.values())
         ]
         if self.devices:
             self.devices.release()
@@ -227,21 +228,17 @@ class _Datapath:
             log.warning("event=udp_sockets_skipped count=%d reason=%r", count, reason)
 
     def _carry_sockets_over(self) -> None:
-        path = self._maps / _SOCKET_MAP
-        if path.exists():
-            return
-        for former in self._replaces:
-            if (former / _SOCKET_MAP).exists():
-                with Map.open(former / _SOCKET_MAP) as sockets:
-                    if sockets.shape.value_size == abi.sizeof("struct socket_state"):
-                        libbpf.pin(sockets.fd, path)
-                        return
+        for name, value in _SOCKET_MAPS.items():
+            path = self._maps / name
+            for former in self._replaces:
+                if not path.exists() and (former / name).exists():
+                    self._carry_over(former / name, path, value)
 
-
-@cache
-def _socket_level() -> frozenset[int]:
-    """The types of programs that are attached to the cgroup."""
-    return frozenset(libbpf.program_type(section)[0] for section in ("cgroup/connect4", "cgroup/post_bind4"))
+    def _carry_over(self, former: Path, path: Path, value: str) -> None:
+        with Map.open(former) as map_:
+            wanted = self._sizes.get(path.name, 0)
+            if map_.shape.value_size == abi.sizeof(value) and map_.max_entries == wanted:
+                libbpf.pin(map_.fd, path)
 
 
 def sizes(settings: Settings) -> dict[str, int]:
@@ -260,6 +257,7 @@ def sizes(settings: Settings) -> dict[str, int]:
         "affinities": settings.max_affinities,
         "udp_sessions": settings.max_udp_sessions,
         "udp_sockets": settings.max_udp_sessions,
+        "tcp_peers": settings.max_tcp_peers,
         "metrics": abi.constant("HOOK_COUNT") * abi.constant("REASON_COUNT"),
         **packet.sizes(flows=settings.max_flows, networks=_NETWORKS_MAX, backends=settings.max_backends),
     }
@@ -277,7 +275,6 @@ def constants(settings: Settings) -> dict[str, int]:
         "snat_last": last,
         "has_set_retval": int(features.has_helper("cgroup/connect4", "bpf_set_retval")),
         **packet.constants(flowcodec.timeouts_of(settings), host_routing=settings.host_routing, error_rate=_ERROR_RATE),
-        "pad": 0,
     }
 
 

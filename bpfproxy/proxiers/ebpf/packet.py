@@ -13,6 +13,7 @@ PROGRAMS: Final = ("xdp_lb", "xdp4_lb", "xdp6_lb", "tc_lb", "tc4_lb", "tc6_lb")
 """Files of the C tree."""
 
 _TICK_SHIFT: Final = abi.constant("TICK_SHIFT")
+_U64: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +41,10 @@ def ticks(seconds: float) -> int:
 
 def constants(timeouts: Timeouts, *, host_routing: bool, error_rate: int) -> dict[str, int]:
     """The packet level's fields of `struct config`; `error_rate`: ICMP errors per second and CPU."""
+    clock = features.jiffies_clock()
     return {
-        "has_coarse_clock": int(features.has_helper("xdp", "bpf_ktime_get_coarse_ns")),
+        "clock_base": clock.zero & _U64,
+        "clock_rate": (10**9 << 32 >> _TICK_SHIFT) // clock.hz,
         "host_routing": int(host_routing),
         "error_rate": error_rate,
         **{name: ticks(getattr(timeouts, name)) for name in Timeouts.__slots__},

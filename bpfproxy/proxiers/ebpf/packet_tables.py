@@ -25,20 +25,21 @@ class PacketTables:
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
-        self._loaded = "networks4" in maps
+        self.loaded = "networks4" in maps
+        """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
 
     # ---- backends: packets to them directly are told from those to a Service ----
 
     def know(self, backend: Backend, number: int) -> None:
         """Note the id of a backend, until `flush`."""
-        if self._loaded:
+        if self.loaded:
             self._fresh[backend] = number
 
     def reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
         """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
         without the packet level."""
-        for family in _FAMILIES if self._loaded else ():
+        for family in _FAMILIES if self.loaded else ():
             wanted = {
                 packet.encode_backend_key(backend): codec.U32.pack(entry.id)
                 for backend, entry in backends.items()
@@ -61,7 +62,7 @@ class PacketTables:
 
     def forget(self, backends: Sequence[Backend]) -> None:
         """The opposite of `know`, at once."""
-        for family in _FAMILIES if self._loaded else ():
+        for family in _FAMILIES if self.loaded else ():
             keys = [packet.encode_backend_key(b) for b in backends if family_of(b.address) == family]
             delete_rows(self._maps[f"backend_ids{family}"], keys)
 
@@ -69,7 +70,7 @@ class PacketTables:
 
     def admit(self, frontend_id: int, ranges: Iterable[Range]) -> str:
         """Let clients of more networks use a frontend. Returns why one could not be written, or nothing."""
-        for address, prefix in ranges if self._loaded else ():
+        for address, prefix in ranges if self.loaded else ():
             key = packet.encode_network(frontend_id, address, prefix)
             for reason in write_rows(self._maps[f"networks{family_of(address)}"], [key], [_TRUE]).values():
                 return reason
@@ -77,7 +78,7 @@ class PacketTables:
 
     def dismiss(self, frontend_id: int, ranges: Iterable[Range]) -> None:
         """The opposite of `admit`."""
-        for address, prefix in ranges if self._loaded else ():
+        for address, prefix in ranges if self.loaded else ():
             key = packet.encode_network(frontend_id, address, prefix)
             delete_rows(self._maps[f"networks{family_of(address)}"], [key])
 
@@ -95,7 +96,7 @@ class PacketTables:
 
     def write_node(self, ops: Sequence[Op]) -> list[Failure]:
         """Row 0 of `node`."""
-        for op in ops if self._loaded else ():
+        for op in ops if self.loaded else ():
             source = _by_family(op.row.sources)
             row = packet.encode_node(op.row.route_generation, source[4], source[6])
             self._maps["node"].update(codec.U32.pack(0), row)
@@ -103,7 +104,7 @@ class PacketTables:
 
     def write_devices(self, ops: Sequence[Op]) -> None:
         """What programs know of a device, before they are attached to it."""
-        for op in ops if self._loaded else ():
+        for op in ops if self.loaded else ():
             plan: DevicePlan = op.row
             source = _by_family(plan.sources)
             row = packet.encode_device(pod=plan.one_pod, address4=source[4], address6=source[6])
@@ -111,7 +112,7 @@ class PacketTables:
 
     def delete_devices(self, ops: Sequence[Op]) -> None:
         """After the programs are gone from them."""
-        if self._loaded:
+        if self.loaded:
             delete_rows(self._maps["devices"], [codec.U32.pack(op.key.index) for op in ops])
 
 

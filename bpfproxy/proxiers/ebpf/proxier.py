@@ -71,9 +71,11 @@ class EbpfProxier:
 
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
-        if not self._devices:
-            plan = NodePlan(plan.node_port_addresses, plan.localhost_node_ports)
-        return self._renderer.render_node(plan)
+        absent: set[type] = set() if self._devices else {DeviceKey}
+        if not self._packets.loaded:
+            absent |= {ClusterNetwork, NodeKey}
+        rows = self._renderer.render_node(plan)
+        return {key: row for key, row in rows.items() if type(key) not in absent}
 
     def phase(self, op: Op) -> int:
         """See `Proxier.phase`."""

@@ -31,6 +31,7 @@ MAPS = (
     "affinities",
     "udp_sessions",
     "udp_sockets",
+    "tcp_peers",
     "metrics",
 )
 

@@ -242,7 +242,7 @@ def test_a_loader_that_is_not_here_says_what_is_missing(monkeypatch: pytest.Monk
 def test_maps_version_follows_the_layout_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = maps_version({"a": 1})
     assert maps_version({"a": 1}) == original != maps_version({"a": 2})
-    for header in ("abi.h", "maps.h"):
+    for header in ("abi.h", "maps.h", "packet_maps.h"):
         (tmp_path / header).write_text("/* new words */\n\n" + (c_tree() / header).read_text())
     monkeypatch.setattr("bpfproxy.datapath.loader.base.c_tree", lambda: tmp_path)
     assert maps_version({"a": 1}) == original
