@@ -37,8 +37,16 @@ class Expected:
     """Whom the client's socket shows as its peer: the frontend, never the backend."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Whom the server in each place sees: the client's own address, or that of a node."""
-    error: str = ""
-    """What the client's socket says if it is turned away."""
+    told: bool = True
+    """If it is turned away: whether the client's socket hears of it."""
+    by_packet: bool = False
+    """No hook sees the client."""
+
+    @property
+    def error(self) -> str:
+        """What the client's socket says if it is turned away."""
+        return ERRORS[self.answer] if self.told else "TIMEOUT"
+
     sticky: bool = False
     """All requests of a client go to one place, by whatever frontend of the port."""
     even: bool = False
@@ -51,12 +59,12 @@ def expect(probe: Probe) -> Expected:
     if not _has_frontend(probe):
         return Expected("untouched")
     if not _admitted(probe):
-        return Expected("dropped", error="TIMEOUT")
+        return Expected("dropped")
     usable = _usable(probe)
     if isinstance(usable, str):
         # An unconnected socket is not told of ICMP errors.
-        untold = _by_packet(probe) and probe.talk.startswith("udp-unconnected")
-        return Expected(usable, error="TIMEOUT" if untold else ERRORS[usable])
+        told = not (_by_packet(probe) and probe.talk.startswith("udp-unconnected"))
+        return Expected(usable, told=told, by_packet=_by_packet(probe))
     address, port = case.frontend(probe.via, probe.port, probe.client, probe.family)
     return Expected(
         "answered",
@@ -65,7 +73,8 @@ def expect(probe: Probe) -> Expected:
         peer=(f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port),
         sources={endpoint.at: _source(probe, SPOTS[endpoint.at]) for endpoint in usable},
         sticky=case.service.affinity > 0,  # 15
-        even=case.service.scheduler == "round-robin" and not case.service.affinity,
+        # Packets of two flows may meet on two CPUs, which then take one turn together.
+        even=case.service.scheduler == "round-robin" and not case.service.affinity and not _by_packet(probe),
     )
 
 

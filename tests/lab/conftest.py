@@ -73,10 +73,18 @@ class Mode:
         return packet_level(self.acceleration[node])
 
 
+MODES = {
+    "tc": Mode({"node1": "tc", "node2": "tc"}),
+    "xdp": Mode({"node1": "xdp", "node2": "xdp"}),
+    "compiled": Mode({"node1": "tc", "node2": "xdp"}, loader="bcc"),
+    "no-detector": Mode({"node1": "tc", "node2": "xdp"}, cluster_cidrs=()),
+}
+
+
 @pytest.fixture(scope="module")
 def outside(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab whose agents serve all cases at packet level, too, in the `Mode` that is the parameter."""
-    mode: Mode = request.param
+    """A lab whose agents serve all cases at packet level, too, in the mode that the parameter names."""
+    mode = MODES[request.param]
     yield from serve_cases(mode.loader, mode.cluster_cidrs, mode)
 
 

@@ -7,13 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from bpfproxy.lab import cases, observe, oracle
 from bpfproxy.lab.cases import Case, Probe
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
-from tests.lab.conftest import Mode
 
 ALL = cases.load()
 LOADERS = ("bcc", "prebuilt")
@@ -37,28 +35,28 @@ def test_case_without_detector(served_without_detector: Lab, case: Case, family:
     check(served_without_detector, case, family)
 
 
-OUTSIDE = {
-    "tc": Mode({"node1": "tc", "node2": "tc"}),
-    "xdp": Mode({"node1": "xdp", "node2": "xdp"}),
-    "bcc": Mode({"node1": "tc", "node2": "xdp"}, loader="bcc"),
-    "tc-no-detector": Mode({"node1": "tc", "node2": "tc"}, cluster_cidrs=()),
-    "xdp-no-detector": Mode({"node1": "xdp", "node2": "xdp"}, cluster_cidrs=()),
-}
-COMPILED = ("node-port", "external-local", "hairpin", "affinity", "no-endpoints")
+COMPILED = ("node-port", "external-local", "hairpin", "affinity")
 """The cases from outside that programs compiled on the node are tried with; packet tables cover them in full."""
 
 
-def from_outside() -> Iterable[ParameterSet]:
-    """Modes and cases that go together, mode by mode, since each takes a lab of its own."""
-    for name in OUTSIDE:
-        for case in ALL:
-            if case.detector != name.endswith("no-detector") and (name != "bcc" or case.name in COMPILED):
-                yield pytest.param(OUTSIDE[name], case, id=f"{name}-{case.name}")
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("case", [case for case in ALL if case.detector], ids=named)
+@pytest.mark.parametrize("outside", ["tc", "xdp"], indirect=True)
+def test_case_from_outside(outside: Lab, case: Case, family: Family) -> None:
+    check(outside, case, family, cases.outside_probes)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize(("outside", "case"), from_outside(), indirect=["outside"])
-def test_case_from_outside(outside: Lab, case: Case, family: Family) -> None:
+@pytest.mark.parametrize("case", [case for case in ALL if not case.detector], ids=named)
+@pytest.mark.parametrize("outside", ["no-detector"], indirect=True)
+def test_case_from_outside_without_detector(outside: Lab, case: Case, family: Family) -> None:
+    check(outside, case, family, cases.outside_probes)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("case", [cases.case(name) for name in COMPILED], ids=named)
+@pytest.mark.parametrize("outside", ["compiled"], indirect=True)
+def test_case_from_outside_compiled(outside: Lab, case: Case, family: Family) -> None:
     check(outside, case, family, cases.outside_probes)
 
 

@@ -55,7 +55,7 @@ def test_every_kind_of_frontend_and_of_talk_is_probed() -> None:
 PROBE = next(cases.probes(cases.case("round-robin"), 4))
 EXPECTED = oracle.expect(PROBE)
 RIGHT = [
-    Outcome(Reply(place, EXPECTED.port, (EXPECTED.source, 40000), ""), EXPECTED.peer)
+    Outcome(Reply(place, EXPECTED.port, (EXPECTED.sources[place], 40000), ""), EXPECTED.peer)
     for place in sorted(EXPECTED.places) * 4
 ]
 
