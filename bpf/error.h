@@ -125,8 +125,13 @@ static __always_inline int send_error(struct packet *p, const struct handover *h
 	message.icmp.info = be32(mtu);
 	message.icmp.checksum = ~sum_fold16(checksum_of(&message, sizeof(message)) + error_pseudo_header(p));
 	error_ip_header(&ip, p);
-	if (packet_resize(p, p->l3_offset + sizeof(ip) + sizeof(message)))
+	if (packet_resize(p, p->l3_offset + sizeof(ip) + sizeof(message))) {
+#if PACKET_XDP
+		return packet_leave_to_tc(p); /* a small packet, and no room behind it */
+#else
 		return packet_drop(p, REASON_ERROR_LIMITED);
+#endif
+	}
 	data = packet_data(ctx);
 	at = data + (p->l3_offset & 0x3f);
 	if (at + sizeof(ip) + sizeof(message) > packet_end(ctx) || data + ETH_HLEN > packet_end(ctx))

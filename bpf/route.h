@@ -69,6 +69,14 @@ static __always_inline enum routed route_cached(const struct packet *p, const vo
 	return result;
 }
 
+/* Whether what is sent to a device arrives in one pod of this node. */
+static __always_inline int leads_to_pod(__u32 ifindex)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+
+	return device && device->flags & DEVICE_POD;
+}
+
 /* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
 static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
 				      enum routed routed, const address_t *gateway, enum reason reason)
@@ -87,8 +95,8 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
 	}
 #if PACKET_XDP
-	/* Another device wants other tags. */
-	if (routed != ROUTED || (p->tagged && ifindex != packet_ifindex(p->ctx)))
+	/* Another device wants other tags, and a veth takes from XDP only if the pod is ready for it. */
+	if (routed != ROUTED || (ifindex != packet_ifindex(p->ctx) && (p->tagged || leads_to_pod(ifindex))))
 		return packet_leave_to_tc(p);
 #endif
 	r->hop_limit = 1;
@@ -119,14 +127,6 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 }
 
 #if !PACKET_XDP
-
-/* Whether what is sent to a device arrives in one pod of this node. */
-static __always_inline int leads_to_pod(__u32 ifindex)
-{
-	struct device *device = map_lookup(devices, &ifindex);
-
-	return device && device->flags & DEVICE_POD;
-}
 
 /* Straight into the pod, past the stack. */
 static __always_inline int route_to_pod(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
