@@ -1,7 +1,7 @@
 """The main job on real input: `python -m bpfproxy.lab.demo`.
 
-Brings up a lab, starts an agent on each node on the manifests in examples/, sends HTTP, TCP and UDP from pods and nodes
-through every address of every Service, and prints who answered. Nothing is left behind.
+Brings up a lab, starts an agent on each node on the manifests in examples/, sends HTTP, TCP and UDP from pods, nodes
+and outside clients through every address of every Service, and prints who answered. Nothing is left behind.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from rich.text import Text
 
 from bpfproxy.lab import remains
 from bpfproxy.lab.lab import Lab
-from bpfproxy.lab.layout import SPOTS, Family
-from bpfproxy.lab.node import LoaderName
+from bpfproxy.lab.layout import PLACES, SPOTS, Family
+from bpfproxy.lab.node import LoaderName, packet_level
 from bpfproxy.lab.place import PROJECT, Flow, Outcome, Protocol
 
 EXAMPLES = PROJECT / "examples"
 LOADERS: dict[str, LoaderName] = {"node1": "bcc", "node2": "prebuilt"}
+ACCELERATION = {"node1": "tc", "node2": "xdp"}
 CLIENTS = ("pod1c", "node2", "pod2c", "node1")
+OUTSIDE: tuple[tuple[tuple[str, Family], ...], ...] = (
+    (("client", 4), ("client2", 6)),
+    (("client", 6), ("client2", 4)),
+)
+"""Clients outside the cluster; one goes by node1, one by node2."""
 SOCKETS = 12
 
 Object = dict[str, Any]
@@ -68,8 +74,9 @@ def documents(directory: Path) -> Iterator[Object]:
 
 
 def trips(objects: Iterable[Object]) -> Iterator[Trip]:
-    """Who goes where: every frontend in both families, ClusterIPs from two places, UDP on both kinds of sockets."""
-    clients = cycle(CLIENTS)
+    """Who goes where: every frontend in both families, ClusterIPs from two places, UDP on both kinds of sockets; then
+    from outside by both nodes."""
+    clients, outside = cycle(CLIENTS), cycle(OUTSIDE)
     udp: Iterator[Protocol] = cycle(("udp", "udp-unconnected"))
     for service in objects:
         if service["kind"] != "Service":
@@ -81,6 +88,11 @@ def trips(objects: Iterable[Object]) -> Iterator[Trip]:
                 for family in families:
                     protocol = next(udp) if port["protocol"] == "UDP" else _stream(port)
                     yield _trip(service, port, protocol, kind, next(clients), family)
+                for client, family in next(outside) if kind != "localhost" else ():
+                    if kind != "ClusterIP" and service["spec"].get("externalTrafficPolicy") == "Local":
+                        client = "client"  # its endpoints are on node1, and node2 would drop the request
+                    protocol = next(udp) if port["protocol"] == "UDP" else _stream(port)
+                    yield _trip(service, port, protocol, kind, client, family)
 
 
 def _stream(port: Object) -> Protocol:
@@ -99,12 +111,12 @@ def _kinds(service: Object, port: Object) -> list[str]:
 
 
 def _trip(service: Object, port: Object, protocol: Protocol, kind: str, client: str, family: Family) -> Trip:
-    spot, number = SPOTS[client], port["port"]
+    node, number = PLACES[client].entry, port["port"]
     match kind:
         case "NodePort":
-            addresses, number = [SPOTS[spot.node].address(family)], port["nodePort"]
+            addresses, number = [SPOTS[node].address(family)], port["nodePort"]
         case "localhost":
-            client = spot.node  # a pod's localhost is its own
+            client = node  # a pod's localhost is its own
             addresses, number, kind = ["127.0.0.1", "::1"], port["nodePort"], "NodePort"
         case "ExternalIP":
             addresses = service["spec"]["externalIPs"]
@@ -118,7 +130,7 @@ def _trip(service: Object, port: Object, protocol: Protocol, kind: str, client: 
 
 
 def travel(lab: Lab, trip: Trip, counters: Callable[[], Counter[str]]) -> Result:
-    """Send the requests of a trip. `counters` reads how often the hooks of the client's node have translated."""
+    """Send the requests of a trip. `counters` reads how often the hooks of the client's node have translated: the one by which it comes, if it is outside."""
     before = counters()
     outcomes = lab.places[trip.client].request(Flow(trip.protocol, trip.to), sockets=SOCKETS)
     return Result(trip, outcomes, counters() - before)
@@ -175,11 +187,11 @@ def run(console: Console) -> list[Result]:
 
     for lab_id in remains.sweep():
         say(f"removed lab {lab_id}, whose owner had died")
-    with Lab() as lab:
-        say(f"lab {lab.lab_id}: a client, two nodes, three pods on each, IPv4 and IPv6")
+    with Lab(xdp=[node for node, way in ACCELERATION.items() if way == "xdp"]) as lab:
+        say(f"lab {lab.lab_id}: two clients, two nodes, three pods on each, IPv4 and IPv6")
         for node, loader in LOADERS.items():
-            lab.agent(node, manifests=EXAMPLES, loader=loader).start()
-            say(f"agent of {node} serves {EXAMPLES.name}/ (loader {loader})")
+            lab.agent(node, manifests=EXAMPLES, loader=loader, options=packet_level(ACCELERATION[node])).start()
+            say(f"agent of {node} serves {EXAMPLES.name}/ ({ACCELERATION[node]}, loader {loader})")
         wanted = list(trips(documents(EXAMPLES)))
         counters = {node: lab.agents[node].translations() for node in LOADERS}
         results = []
@@ -188,7 +200,7 @@ def run(console: Console) -> list[Result]:
             task = progress.add_task("", total=len(wanted))
             for trip in wanted:
                 progress.update(task, description=f"{trip.client} → {trip.service} by {trip.kind}, {trip.protocol}")
-                results.append(travel(lab, trip, counters[SPOTS[trip.client].node]))
+                results.append(travel(lab, trip, counters[PLACES[trip.client].entry]))
                 progress.advance(task)
         say(f"{len(results)} kinds of traffic sent")
     say("lab removed")

@@ -56,7 +56,7 @@ class Agent:
         self.state = directory / "state"
         self.log = directory / "agent.log"
 
-    def start(self, timeout: float = 30.0) -> None:
+    def start(self, timeout: float = 60.0) -> None:
         """Start it and wait until its first full sync is done. Raises AgentError if it ends before, TimeoutError."""
         offset = self.log.stat().st_size if self.log.exists() else 0
         process = self.launch()
@@ -158,7 +158,10 @@ class Agent:
         def read() -> Counter[str]:
             metrics = view.node().metrics
             return Counter(
-                {hook: count.get("translated", 0) + count.get("reused", 0) for hook, count in metrics.items()}
+                {
+                    hook: sum(count.get(way, 0) for way in ("translated", "reused", "reply"))
+                    for hook, count in metrics.items()
+                }
             )
 
         return read
