@@ -130,7 +130,8 @@ def _trip(service: Object, port: Object, protocol: Protocol, kind: str, client: 
 
 
 def travel(lab: Lab, trip: Trip, counters: Callable[[], Counter[str]]) -> Result:
-    """Send the requests of a trip. `counters` reads how often the hooks of the client's node have translated: the one by which it comes, if it is outside."""
+    """Send the requests of a trip. `counters` reads how often the hooks of the node have translated that the client is
+    on, or comes by."""
     before = counters()
     outcomes = lab.places[trip.client].request(Flow(trip.protocol, trip.to), sockets=SOCKETS)
     return Result(trip, outcomes, counters() - before)
