@@ -79,26 +79,27 @@ static __always_inline flow_t *reply_to_route(const struct packet *p)
 	return flow && flow->flags & FLOW_ROUTED ? flow : 0;
 }
 
-/* Packets that arrive. Both directions end in one copy of the code. */
+/* Packets that arrive. */
 static __always_inline int flow_in(struct packet *p)
 {
-	enum direction direction = DIRECTION_REPLY;
 	flow_t *flow = reply_to_route(p);
-	struct next_hop other = {}, *hop;
-	enum noted noted;
+	enum noted noted = NOTED_EXPIRED;
 
 	if (flow) {
-		noted = flow_note_backend(flow, p);
+		if (flow_note_backend(flow, p) == NOTED) {
+			if (CONFIG(host_routing) && !(flow->flags & FLOW_REPLY)) {
+				struct next_hop other = {}; /* the flow's own leads to the backend */
+
+				return flow_send(p, flow, DIRECTION_REPLY, &other, REASON_REPLY);
+			}
+			return flow_send(p, flow, DIRECTION_REPLY, &flow->hop, REASON_REPLY);
+		}
 	} else {
-		direction = DIRECTION_FORWARD;
 		flow = flow_forward(p);
-		noted = flow && flow_usable(flow, p) ? flow_note_client(flow, p) : NOTED_EXPIRED;
-	}
-	if (flow && noted == NOTED) {
-		hop = &flow->hop;
-		if (CONFIG(host_routing) && direction == DIRECTION_REPLY && !(flow->flags & FLOW_REPLY))
-			hop = &other; /* the flow's own leads to the backend */
-		return flow_send(p, flow, direction, hop, direction == DIRECTION_REPLY ? REASON_REPLY : REASON_REUSED);
+		if (flow && flow_usable(flow, p))
+			noted = flow_note_client(flow, p);
+		if (flow && noted == NOTED)
+			return flow_send(p, flow, DIRECTION_FORWARD, &flow->hop, REASON_REUSED);
 	}
 	if (noted == NOTED_NO_REPLY)
 		packet_call(p, CALL(PAIR));
