@@ -17,6 +17,24 @@ static __always_inline struct node *node_row(void)
 	return map_lookup(node, &zero);
 }
 
+/* The node's address on a device, or else its main one. Returns 0 if there is one. */
+static __always_inline int node_address_on(__u32 ifindex, void *address)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+	struct node *row;
+
+	if (device) {
+		words_copy(address, FAMILY_(device->address));
+		if (!words_zero(address))
+			return 0;
+	}
+	row = node_row();
+	if (!row)
+		return -1;
+	words_copy(address, FAMILY_(row->address));
+	return words_zero(address) ? -1 : 0;
+}
+
 /* Asks the kernel's tables. `gateway`: the neighbour to send to. */
 static __always_inline enum routed route_lookup(const struct packet *p, const void *destination, struct next_hop *hop,
 						address_t *gateway)
@@ -77,6 +95,25 @@ static __always_inline int leads_to_pod(__u32 ifindex)
 	return device && device->flags & DEVICE_POD;
 }
 
+/* XDP's redirects reach only devices that run XDP; pods' veths may not be ready for them, and tags are a device's own. */
+static __always_inline int takes_xdp(const struct packet *p, __u32 ifindex)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+
+	return device && (device->flags & (DEVICE_XDP | DEVICE_POD)) == DEVICE_XDP && !p->tagged;
+}
+
+/* Whether only tc can send the packet: to be asked before it is touched. */
+static __always_inline int route_needs_tc(const struct packet *p, const struct next_hop *hop, enum routed routed)
+{
+#if PACKET_XDP
+	return routed == ROUTED_NO_NEIGHBOUR ||
+	       (routed == ROUTED && hop->ifindex != packet_ifindex(p->ctx) && !takes_xdp(p, hop->ifindex));
+#else
+	return 0;
+#endif
+}
+
 /* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
 static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
 				      enum routed routed, const address_t *gateway, enum reason reason)
@@ -86,19 +123,13 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	if (routed == ROUTED_NOWHERE)
 		return packet_drop(p, REASON_NO_ROUTE);
 	if (hop_limit(p) <= 1)
-		return packet_drop(p, REASON_TTL);
-	if (routed == ROUTED && packet_exceeds(p, hop->mtu)) {
-#if IS_V4
-		if (!(p->ip->frag_off & be16(0x4000)))
-			return packet_drop(p, REASON_TOO_BIG);
-#endif
+		return packet_error(p, ICMP_HOPS, 0, 0, REASON_TTL);
+	/* Nobody fragments here, and the stack cannot: to it the packet would come from the node itself. So the sender
+	 * is told even where IPv4 would have allowed it. */
+	if (routed == ROUTED && packet_exceeds(p, hop->mtu))
 		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
-	}
-#if PACKET_XDP
-	/* Another device wants other tags, and a veth takes from XDP only if the pod is ready for it. */
-	if (routed != ROUTED || (ifindex != packet_ifindex(p->ctx) && (p->tagged || leads_to_pod(ifindex))))
+	if (route_needs_tc(p, hop, routed))
 		return packet_leave_to_tc(p);
-#endif
 	r->hop_limit = 1;
 	if (routed == ROUTED) {
 		r->link = 1;
@@ -112,8 +143,14 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 #else
 	if (routed == ROUTED && p->ethernet)
 		return packet_finish(p, r, packet_redirect(ifindex));
-	/* The kernel looks the neighbour up, or asks for it. */
+	/* The kernel looks the neighbour up, or asks for it. It wants to see a link layer, whatever is in it. */
 	struct bpf_redir_neigh neighbour = {};
+
+	if (!p->ethernet) {
+		if (skb_change_head(p->ctx, ETH_HLEN))
+			return VERDICT_DROP;
+		r->pushed = ETH_HLEN;
+	}
 
 #if IS_V4
 	neighbour.nh_family = AF_INET_;
@@ -135,7 +172,7 @@ static __always_inline int route_to_pod(const struct packet *p, struct rewrite *
 	__u32 ifindex = hop->ifindex;
 
 	if (hop_limit(p) <= 1)
-		return packet_drop(p, REASON_TTL);
+		return packet_error(p, ICMP_HOPS, 0, 0, REASON_TTL);
 	r->hop_limit = 1;
 	r->link = 1;
 	__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);

@@ -9,24 +9,6 @@
 #define SOURCE_PORT_TRIES 32
 #define SOURCE_PORT_STEP 7919 /* away from runs of ports that are taken */
 
-/* The node's address on the way to the backend. Returns 0 if there is one. */
-static __always_inline int node_address_towards(__u32 ifindex, void *address)
-{
-	struct device *device = map_lookup(devices, &ifindex);
-	struct node *row;
-
-	if (device) {
-		words_copy(address, FAMILY_(device->address));
-		if (!words_zero(address))
-			return 0;
-	}
-	row = node_row();
-	if (!row)
-		return -1;
-	words_copy(address, FAMILY_(row->address));
-	return words_zero(address) ? -1 : 0;
-}
-
 /* A flow as it stands in the row of replies, and back: there the source is the client, and the hop leads to it. */
 struct reply_form {
 	address_t source;
@@ -174,7 +156,7 @@ static __always_inline int new_source(struct packet *p)
 		if (routed != ROUTED)
 			return packet_leave_to_tc(p);
 #endif
-		if (node_address_towards(flow->hop.ifindex, flow->source))
+		if (node_address_on(flow->hop.ifindex, flow->source))
 			return packet_drop(p, REASON_NO_SOURCE);
 		if (source_port_take(p, flow))
 			return packet_drop(p, REASON_SNAT_EXHAUSTED);
