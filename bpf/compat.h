@@ -111,6 +111,9 @@ const volatile struct config config = {};
 												     size, flags))
 #define skb_change_tail(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_tail)(skb, size, 0))
+#define skb_change_head(skb, size)                                                                                     \
+	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_head)(skb, size, 0))
+#define skb_vlan_pop(skb) (((long (*)(struct __sk_buff *))BPF_FUNC_skb_vlan_pop)(skb))
 #define skb_adjust_room(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __s32, __u32, __u64))BPF_FUNC_skb_adjust_room)(skb, size, BPF_ADJ_ROOM_MAC, 0))
 #define xdp_adjust_head(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_head)(xdp, size))
