@@ -31,7 +31,7 @@ static __always_inline int send_forward(const struct packet *p, const flow_t *fl
 	if (CONFIG(host_routing) && flags & FLOW_LOCAL) {
 		gateway = r.destination;
 		routed = route_cached(p, flow->backend, hop, &gateway);
-		if (routed == ROUTED && p->ethernet && leads_to_pod(hop->ifindex))
+		if (routed == ROUTED && leads_straight_to_pod(p, hop))
 			return route_to_pod(p, &r, hop, reason);
 	}
 #endif

@@ -77,6 +77,15 @@ static __always_inline int leads_to_pod(__u32 ifindex)
 	return device && device->flags & DEVICE_POD;
 }
 
+static __always_inline int may_be_cut(const struct packet *p)
+{
+#if IS_V4
+	return !(p->ip->frag_off & be16(0x4000));
+#else
+	return 0;
+#endif
+}
+
 /* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
 static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
 				      enum routed routed, const address_t *gateway, enum reason reason)
@@ -88,10 +97,8 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	if (hop_limit(p) <= 1)
 		return packet_drop(p, REASON_TTL);
 	if (routed == ROUTED && packet_exceeds(p, hop->mtu)) {
-#if IS_V4
-		if (!(p->ip->frag_off & be16(0x4000)))
+		if (may_be_cut(p))
 			return packet_drop(p, REASON_TOO_BIG);
-#endif
 		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
 	}
 #if PACKET_XDP
@@ -128,6 +135,12 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 
 #if !PACKET_XDP
 
+/* Whether the packet can go straight to where the hop leads. What is to be cut into fragments is left to the stack. */
+static __always_inline int leads_straight_to_pod(const struct packet *p, const struct next_hop *hop)
+{
+	return p->ethernet && leads_to_pod(hop->ifindex) && !(packet_exceeds(p, hop->mtu) && may_be_cut(p));
+}
+
 /* Straight into the pod, past the stack. */
 static __always_inline int route_to_pod(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
 					enum reason reason)
@@ -136,6 +149,8 @@ static __always_inline int route_to_pod(const struct packet *p, struct rewrite *
 
 	if (hop_limit(p) <= 1)
 		return packet_drop(p, REASON_TTL);
+	if (packet_exceeds(p, hop->mtu))
+		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
 	r->hop_limit = 1;
 	r->link = 1;
 	__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
