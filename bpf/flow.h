@@ -15,6 +15,11 @@ static __always_inline int send_forward(const struct packet *p, const flow_t *fl
 
 	if (flags & FLOW_DIRECT && !(flags & FLOW_SOURCE))
 		return packet_pass(p, REASON_DIRECT);
+#if PACKET_XDP
+	/* Only tc can go past the stack, and a flow has to do so in both directions, or conntrack finds it invalid. */
+	if (CONFIG(host_routing) && (flags & (FLOW_LOCAL | FLOW_ROUTED)) == FLOW_LOCAL)
+		return packet_leave_to_tc(p);
+#endif
 	words_copy(&r.destination, flow->backend);
 	r.destination_port = flow->backend_port;
 	if (flags & FLOW_SOURCE) {
