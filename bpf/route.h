@@ -114,6 +114,15 @@ static __always_inline int route_needs_tc(const struct packet *p, const struct n
 #endif
 }
 
+static __always_inline int may_be_cut(const struct packet *p)
+{
+#if IS_V4
+	return !(p->ip->frag_off & be16(0x4000));
+#else
+	return 0;
+#endif
+}
+
 /* Where a translated packet goes, or why it does not. */
 enum way {
 	WAY_STACK,     /* up, or on its way out, as it was */
@@ -139,12 +148,16 @@ static __always_inline enum way route_way(const struct packet *p, const struct n
 	return routed == ROUTED && p->ethernet ? WAY_DEVICE : WAY_NEIGHBOUR;
 }
 
-/* The same for a pod of this node, past the stack if that is possible. */
+/* The same for a pod of this node, past the stack if that is possible. What is to be cut into fragments is left to it. */
 static __always_inline enum way pod_way(const struct packet *p, const struct next_hop *hop, enum routed routed)
 {
-	if (routed != ROUTED || !p->ethernet || !leads_to_pod(hop->ifindex))
+	int exceeds = packet_exceeds(p, hop->mtu);
+
+	if (routed != ROUTED || !p->ethernet || !leads_to_pod(hop->ifindex) || (exceeds && may_be_cut(p)))
 		return WAY_STACK;
-	return hop_limit(p) <= 1 ? WAY_TTL : WAY_POD;
+	if (hop_limit(p) <= 1)
+		return WAY_TTL;
+	return exceeds ? WAY_TOO_BIG : WAY_POD;
 }
 
 static __always_inline void rewrite_link(struct rewrite *r, const struct next_hop *hop)

@@ -55,11 +55,14 @@ class Outcome:
     """What an XDP program has put before the packet, for tc."""
 
 
-def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
+def run(
+    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0, segment: int = 0
+) -> Outcome:
     """Run the program `fd`, of program type `kind`, on a frame. Raises OSError: for one, if `flags` has
     CHECKSUM_COMPLETE and the checksum of the whole packet is not what the program made the kernel believe (EBADMSG).
 
-    `ifindex` is the device that the packet arrives by; 0 leaves it to the kernel (the loopback device).
+    `ifindex` is the device that the packet arrives by; 0 leaves it to the kernel (the loopback device). `segment`, for
+    tc: the packet is one that a device is to cut into segments with so many bytes of data.
     """
     options = ffi.new("struct bpf_test_run_opts *")
     options.sz = ffi.sizeof("struct bpf_test_run_opts")
@@ -72,8 +75,9 @@ def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1,
     if kind == _XDP:
         context = ffi.new("struct xdp_md *", {"data_end": len(packet), "ingress_ifindex": ifindex})
         options.ctx_out, options.ctx_size_out = context, ffi.sizeof(context[0])
-    elif ifindex:
-        context = ffi.new("struct __sk_buff *", {"ifindex": ifindex})
+    elif ifindex or segment:
+        segments = {"gso_size": segment, "gso_segs": -(-len(packet) // segment)} if segment else {}
+        context = ffi.new("struct __sk_buff *", {"ifindex": ifindex, **segments})
     if context is not None:
         options.ctx_in, options.ctx_size_in = context, ffi.sizeof(context[0])
     libbpf.check(lib().bpf_prog_test_run_opts(fd, options), "BPF_PROG_TEST_RUN")
