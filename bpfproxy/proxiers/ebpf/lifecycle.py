@@ -22,6 +22,7 @@ from typing import Final
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, calls, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath.device import Hook
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
@@ -107,6 +108,15 @@ def open_view(state_dir: Path) -> View:
     return View(_open_maps(state_dir))
 
 
+def attached(state_dir: Path) -> dict[tuple[Hook, int], int]:
+    """What runs at the devices: the ids of programs, by hook and device. Raises NotRunningError if there is no
+    datapath."""
+    top = bpffs.locate(state_dir)
+    if top is None:
+        raise _not_running(state_dir)
+    return DeviceHooks(top).standing()
+
+
 def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
     """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
     the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
@@ -123,8 +133,12 @@ def _open_maps(state_dir: Path) -> dict[str, Map]:
     top = bpffs.locate(state_dir)
     directory = _maps_in_force(top) if top else None
     if directory is None:
-        raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
+        raise _not_running(state_dir)
     return loader.open_maps(directory)
+
+
+def _not_running(state_dir: Path) -> NotRunningError:
+    return NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
 
 
 def cleanup(state_dir: Path) -> list[str]:
