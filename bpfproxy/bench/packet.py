@@ -19,7 +19,7 @@ from bpfproxy.bench import stats, wire
 from bpfproxy.bench.figures import Aim, Figure, figure
 from bpfproxy.bench.frame import check_frame
 from bpfproxy.bench.ground import BenchError, Ground
-from bpfproxy.bench.traffic import ENDLESS, Layer, Packets, Traffic, packets
+from bpfproxy.bench.traffic import ENDLESS, LAYERS, Layer, Packets, Traffic, packets
 from bpfproxy.model.address import Family
 from bpfproxy.model.event import Update
 
@@ -31,7 +31,6 @@ FLAT = Aim("≤", 1.1)
 SERVICES = 10_000
 REMOTE_ENDPOINTS = 100
 """So many that source ports are hardly ever taken."""
-LAYERS: dict[Layer, str] = {"xdp": "XDP", "tc": "tc"}
 _ROWS = 131_072
 """Of the flow maps, by default, and of those in packets.bpf.c."""
 _WARM = 10_000

@@ -145,6 +145,69 @@ int xdp_back(struct xdp_md *ctx)
 	return swap_ethernet(ctx) ? XDP_ABORTED : XDP_TX;
 }
 
+/* ---- from the generator to the sink ---- */
+
+/* Makes packets and sends them (BPF_F_TEST_XDP_LIVE_FRAMES). */
+SEC("xdp")
+int send(struct xdp_md *ctx)
+{
+	struct traffic *t = next_packet((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+
+	return t ? bpf_redirect(t->ifindex, 0) : XDP_ABORTED;
+}
+
+/* From one device to another, whatever it is: the least that forwarding can cost. */
+SEC("xdp")
+int forward(struct xdp_md *ctx)
+{
+	struct traffic *t = traffic_row();
+
+	return !t || swap_ethernet(ctx) ? XDP_ABORTED : bpf_redirect(t->forward_to, 0);
+}
+
+static __always_inline int udp4_is_right(struct frame4 *frame, void *end)
+{
+	__u32 pseudo = bpf_htons(IPPROTO_UDP) + frame->udp.len;
+	void *udp = &frame->udp;
+	__s64 sum;
+
+	if (udp + UDP_LENGTH > end)
+		return 0;
+	sum = bpf_csum_diff(0, 0, udp, UDP_LENGTH, pseudo);
+	sum = bpf_csum_diff(0, 0, (void *)&frame->ip.saddr, 8, sum);
+	return fold(sum) == 0xffff && fold(bpf_csum_diff(0, 0, (void *)&frame->ip, sizeof(frame->ip), 0)) == 0xffff;
+}
+
+static __always_inline int udp6_is_right(struct frame6 *frame, void *end)
+{
+	__u32 pseudo = bpf_htons(IPPROTO_UDP) + frame->udp.len;
+	void *udp = &frame->udp;
+	__s64 sum;
+
+	if (udp + UDP_LENGTH > end)
+		return 0;
+	sum = bpf_csum_diff(0, 0, udp, UDP_LENGTH, pseudo);
+	return fold(bpf_csum_diff(0, 0, (void *)&frame->ip.saddr, 32, sum)) == 0xffff;
+}
+
+/* Counts the packets that arrive as they should, and drops all. */
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct traffic *t = traffic_row();
+	struct frame4 *four = data;
+	struct frame6 *six = data;
+
+	if (!t)
+		return XDP_ABORTED;
+	if (t->family == 4 && (void *)(four + 1) <= end && four->ethernet.h_proto == bpf_htons(ETH_P_IP))
+		t->arrived += four->udp.dest == t->arriving_port && (!t->verify || udp4_is_right(four, end));
+	else if (t->family == 6 && (void *)(six + 1) <= end && six->ethernet.h_proto == bpf_htons(ETH_P_IPV6))
+		t->arrived += six->udp.dest == t->arriving_port && (!t->verify || udp6_is_right(six, end));
+	return XDP_DROP;
+}
+
 /* ---- one thing with one map; keys, values and sizes are those of the datapath ---- */
 
 #define ROWS 131072

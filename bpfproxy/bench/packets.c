@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Packets of the bench: packets OBJECT
+ * Packets of the bench: packets OBJECT SCHEDSTAT
  *
- * OBJECT is packets.bpf.c, compiled. Works on one CPU, reads commands from standard input, a line each, and answers
+ * OBJECT is packets.bpf.c, compiled, SCHEDSTAT that file of the last CPU's ksoftirqd. Works on that CPU, reads commands from standard input, a line each, and answers
  * each with a line. Programs are named as in OBJECT, or by the kernel's id; LAYER is xdp or tc.
  *
- *	traffic FAMILY SOURCE PORT DESTINATION PORT DESTINATIONS FLOWS FIRST LENGTH ETHERNET
- *		what packets are made from now on (see packets.h), beginning with flow FIRST; frames of LENGTH bytes to
- *		the link address ETHERNET: `0`
+ *	traffic FAMILY SOURCE PORT DESTINATION PORT DESTINATIONS FLOWS FIRST ETHERNET
+ *		what packets are made from now on (see packets.h), beginning with flow FIRST; to the link address
+ *		ETHERNET: `0`
  *	test LAYER PROGRAM IFINDEX COUNT
  *		gives so many packets to a program, as if they came by a device: `NANOSECONDS VERDICT FRAME`, with the
  *		last frame as the program has left it, in hex, if COUNT is 1
  *	bare LAYER PROGRAM IFINDEX COUNT
  *		the same with one packet that the program gets again and again: `NANOSECONDS VERDICT`
+ *	attach PROGRAM NETNS IFINDEX
+ *		XDP, natively, on a device in a network namespace: `0`
+ *	send IFINDEX COUNT FORWARD_TO ARRIVING_PORT VERIFY
+ *		sends packets by a device to a node from which they come to `sink`, whose count begins anew:
+ *		`NANOSECONDS ARRIVED`, with what this CPU's ksoftirqd has done meanwhile
  *	clear MAP
  *		removes all rows of a map of OBJECT, or of one that is pinned: their number
  */
@@ -22,7 +27,9 @@
 #include <bpf/libbpf.h>
 #include <ctype.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/if_ether.h>
+#include <linux/if_link.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
 #include <linux/udp.h>
@@ -31,10 +38,11 @@
 #include <unistd.h>
 #include "packets.h"
 
-enum { ROWS_AT_ONCE = 4096 };
+enum { ROWS_AT_ONCE = 4096, BATCH = 64 };
 
 static struct bpf_object *object;
 static int traffic_map;
+static const char *ksoftirqd;
 static __u32 frame_length;
 static const __u8 source_ethernet[ETH_ALEN] = {2, 0, 0, 0, 0, 0xfe};
 
@@ -89,11 +97,12 @@ static void make_headers(struct traffic *t, const struct in6_addr *source, const
 	struct ethhdr *ethernet = (void *)t->frame;
 	void *l3 = t->frame + ETH_HLEN;
 	size_t ip_size = t->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	__u16 length = frame_length - ETH_HLEN - ip_size;
+	__u16 length = UDP_LENGTH;
 	struct udphdr *udp = l3 + ip_size;
 	struct ipv6hdr *six = l3;
 	struct iphdr *four = l3;
 
+	frame_length = ETH_HLEN + ip_size + length;
 	ethernet->h_proto = htons(t->family == 4 ? ETH_P_IP : ETH_P_IPV6);
 	udp->dest = htons(port);
 	udp->len = htons(length);
@@ -120,14 +129,14 @@ static int set_traffic(const char *line)
 	struct traffic t = {};
 	struct ether_addr *link;
 
-	if (sscanf(line, "%u %63s %u %63s %u %u %u %u %u %31s", &family, source, &port, destination, &to_port,
-		   &t.destinations, &t.flows, &first, &frame_length, ethernet) != 10)
+	if (sscanf(line, "%u %63s %u %63s %u %u %u %u %31s", &family, source, &port, destination, &to_port,
+		   &t.destinations, &t.flows, &first, ethernet) != 9)
 		return -1;
 	t.family = family;
 	t.port = port;
 	t.flow = first;
 	link = ether_aton(ethernet);
-	if (!link || frame_length > FRAME_MAX || inet_pton(family == 4 ? AF_INET : AF_INET6, source, &from) != 1 ||
+	if (!link || inet_pton(family == 4 ? AF_INET : AF_INET6, source, &from) != 1 ||
 	    inet_pton(family == 4 ? AF_INET : AF_INET6, destination, &to) != 1)
 		return -1;
 	t.source = last_word(&from, family);
@@ -217,6 +226,69 @@ static int test(const char *line, int generated)
 	return 0;
 }
 
+/* ---- devices ---- */
+
+static int attach(const char *line)
+{
+	int home = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), ifindex, there, program;
+	char name[64], path[256];
+
+	if (sscanf(line, "%63s %255s %d", name, path, &ifindex) != 3)
+		return -1;
+	program = program_fd(name);
+	there = open(path, O_RDONLY | O_CLOEXEC);
+	if (home < 0 || there < 0 || setns(there, CLONE_NEWNET))
+		fail("namespace", path);
+	errno = -bpf_xdp_attach(ifindex, program, XDP_FLAGS_DRV_MODE, NULL);
+	if (errno)
+		fail("attaching", name);
+	if (setns(home, CLONE_NEWNET))
+		fail("namespace", path);
+	close(program);
+	close(there);
+	close(home);
+	puts("0");
+	return 0;
+}
+
+/* What ksoftirqd has had of this CPU: it receives packets when the kernel thinks that they are too many. */
+static uint64_t ksoftirqd_time(void)
+{
+	FILE *file = fopen(ksoftirqd, "r");
+	unsigned long long time = 0;
+
+	if (file) {
+		if (fscanf(file, "%llu", &time) != 1)
+			time = 0;
+		fclose(file);
+	}
+	return time;
+}
+
+static int send_packets(const char *line)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options, .flags = BPF_F_TEST_XDP_LIVE_FRAMES, .batch_size = BATCH);
+	struct traffic t = read_traffic();
+	unsigned int port, verify;
+	uint64_t took, elsewhere;
+	int count, fd;
+
+	if (sscanf(line, "%u %d %u %u %u", &t.ifindex, &count, &t.forward_to, &port, &verify) != 5)
+		return -1;
+	t.arriving_port = htons(port);
+	t.verify = verify;
+	t.arrived = 0;
+	write_traffic(&t);
+	fd = program_fd("send");
+	elsewhere = ksoftirqd_time();
+	took = run(fd, 1, 0, count, &options);
+	elsewhere = ksoftirqd_time() - elsewhere;
+	close(fd);
+	t = read_traffic();
+	printf("%llu %llu\n", (unsigned long long)(took + elsewhere), t.arrived);
+	return 0;
+}
+
 /* ---- maps ---- */
 
 static int clear(const char *name)
@@ -252,6 +324,10 @@ static int command(const char *word, const char *rest)
 		return test(rest, 1);
 	if (!strcmp(word, "bare"))
 		return test(rest, 0);
+	if (!strcmp(word, "attach"))
+		return attach(rest);
+	if (!strcmp(word, "send"))
+		return send_packets(rest);
 	if (!strcmp(word, "clear"))
 		return clear(rest);
 	return -1;
@@ -262,8 +338,9 @@ int main(int count, char **arguments)
 	char line[512], word[16];
 	int at;
 
-	if (count != 2)
+	if (count != 3)
 		return 2;
+	ksoftirqd = arguments[2];
 	object = bpf_object__open(arguments[1]);
 	if (!object || bpf_object__load(object))
 		fail("object", arguments[1]);

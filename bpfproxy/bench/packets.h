@@ -2,7 +2,7 @@
 /* What packets.c and packets.bpf.c have in common. */
 #pragma once
 
-enum { FRAME_MAX = 128 };
+enum { FRAME_MAX = 128, UDP_LENGTH = 32 }; /* UDP_LENGTH: header and data */
 
 /*
  * The packets to be made, row 0 of the map `traffic`: UDP over IPv4 or IPv6, whatever is the same in all of them is in
@@ -19,10 +19,12 @@ struct traffic {
 	__u16 family;
 	__u32 flows; /* the first one comes again after so many */
 	__u32 destinations;
-	__u32 flow;	     /* of the next packet */
-	__u32 offset;	     /* of the next packet's destination */
-	__u32 ifindex;	     /* where `send` sends them */
-	__u16 arriving_port; /* as `sink` is to see it */
-	__u16 verify;	     /* `sink` checks checksums, too */
+	__u32 flow;	      /* of the next packet */
+	__u32 offset;	      /* of the next packet's destination */
+	__u32 ifindex;	      /* where `send` sends them */
+	__u32 forward_to;     /* where `forward` does */
+	__be16 arriving_port; /* what `sink` is to see */
+	__u16 verify;	      /* `sink` looks at checksums, too */
+	__u32 pad;
 	__u64 arrived;
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +13,16 @@ from typing import Literal
 
 from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.objects import address
-from bpfproxy.bench.wire import CLIENT, ETHERNET, PORT
+from bpfproxy.bench.wire import CLIENT, ETHERNET, PORT, TARGET_PORT
+from bpfproxy.lab import netns
 from bpfproxy.lab.place import spawn
 from bpfproxy.model.address import Family, format_address
 
 Layer = Literal["xdp", "tc"]
+LAYERS: dict[Layer, str] = {"xdp": "XDP", "tc": "tc"}
+"""Their titles."""
 ENDLESS = 0xFFFFFFFF
 """Flows: each packet is of another one."""
-_LENGTH: dict[Family, int] = {4: 64, 6: 84}
-"""Of frames: 22 bytes of data."""
 
 
 class GeneratorError(BenchError):
@@ -44,7 +47,7 @@ class Traffic:
         source = format_address(address(self.family, CLIENT[self.family]))
         destination = format_address(address(self.family, self.destination))
         ways = (self.destinations, self.flows, self.first)
-        return [self.family, source, 20000, destination, self.port, *ways, _LENGTH[self.family], ETHERNET]
+        return [self.family, source, 20000, destination, self.port, *ways, ETHERNET]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,28 @@ class Run:
     verdict: int
     frame: bytes
     """The packet as it was left, if it was one."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """By which packets go to a sink."""
+
+    ifindex: int
+    """Where they leave."""
+    arriving_port: int = TARGET_PORT
+    """Their destination port in the end; others do not count."""
+    forward_to: int = 0
+    """Where `forward` of packets.bpf.c sends them."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What `Packets.send` found."""
+
+    nanoseconds: float
+    """Of each packet, from its making to the sink."""
+    share: float
+    """Of packets that came to the sink as they should."""
 
 
 class Packets:
@@ -86,6 +111,15 @@ class Packets:
         """Nanoseconds of a program that gets the same packet again and again."""
         return int(self._ask("bare", layer, program, 0, count)[0]) / count
 
+    def attach(self, program: str, namespace: str, ifindex: int) -> None:
+        """A program of packets.bpf.c at a device, by XDP."""
+        self._ask("attach", program, netns.DIRECTORY / namespace, ifindex)
+
+    def send(self, way: Way, count: int, *, verify: bool = False) -> Sent:
+        """Send packets to a node; `verify`: those with a wrong checksum do not count as arrived."""
+        took, arrived = self._ask("send", way.ifindex, count, way.forward_to, way.arriving_port, int(verify))
+        return Sent(int(took) / count, int(arrived) / count)
+
     def clear(self, map_: str | Path) -> int:
         """Empty a map: of packets.bpf.c, or a pinned one. Returns how many rows it had."""
         return int(self._ask("clear", map_)[0])
@@ -94,7 +128,7 @@ class Packets:
 @contextmanager
 def packets(ground: Ground, namespace: str) -> Iterator[Packets]:
     """A generator in a namespace, on the last CPU; it ends with the block."""
-    command = [str(ground.compile("packets")), str(ground.compile_bpf("packets"))]
+    command = [str(ground.compile("packets")), str(ground.compile_bpf("packets")), str(_ksoftirqd() / "schedstat")]
     process = spawn(
         command,
         namespace=namespace,
@@ -108,3 +142,14 @@ def packets(ground: Ground, namespace: str) -> Iterator[Packets]:
     finally:
         process.kill()
         process.communicate()
+
+
+def _ksoftirqd() -> Path:
+    """The directory in /proc of the thread that receives packets on the last CPU, when the kernel thinks that they are
+    too many."""
+    name = f"ksoftirqd/{max(os.sched_getaffinity(0))}\n"
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if path.read_text() == name:
+                return path.parent
+    raise GeneratorError(f"there is no {name.strip()}: lockstep cannot be measured in a container without /proc")
