@@ -5,7 +5,6 @@ Named and removed as a lab is (`bpfproxy.lab.remains`), so that what a killed be
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,6 @@ from bpfproxy.lab import cgroup, netns, remains
 from bpfproxy.lab.place import PROJECT, spawn
 from bpfproxy.model.address import format_address
 
-_serial = count(1)
 _states = count(1)
 _SYSCTLS = {
     "ipv4.tcp_max_tw_buckets": 0,  # the arms share reply tuples: TIME_WAIT of one would delay another
@@ -41,7 +39,7 @@ class Ground:
     """A context manager: entering makes everything, leaving removes everything, whatever happened in between."""
 
     def __init__(self) -> None:
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For manifests, state directories and compiled tools."""
         self.netns = f"{remains.prefix(self.lab_id)}-loop"

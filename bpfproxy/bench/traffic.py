@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bpfproxy.bench.ground import BenchError, Ground
+from bpfproxy.bench.ground import Ground
 from bpfproxy.bench.objects import address
+from bpfproxy.bench.tool import Tool, ToolError, tool
 from bpfproxy.bench.wire import CLIENT, ETHERNET, PORT, TARGET_PORT
 from bpfproxy.lab import netns
-from bpfproxy.lab.place import spawn
 from bpfproxy.model.address import Family, format_address
 
 Layer = Literal["xdp", "tc"]
@@ -23,10 +22,6 @@ LAYERS: dict[Layer, str] = {"xdp": "XDP", "tc": "tc"}
 """Their titles."""
 ENDLESS = 0xFFFFFFFF
 """Flows: each packet is of another one."""
-
-
-class GeneratorError(BenchError):
-    """The generator ended; it has said why on standard error."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +81,8 @@ class Sent:
 class Packets:
     """The process that packets.c describes."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def _ask(self, *words: object) -> list[str]:
-        assert self._process.stdin
-        assert self._process.stdout
-        print(*words, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline().split()
-        if not answer:
-            raise GeneratorError(f"the generator of packets ended at: {' '.join(map(str, words))}")
-        return answer
+    def __init__(self, generator: Tool) -> None:
+        self._ask = generator.ask
 
     def make(self, traffic: Traffic) -> None:
         """What is made from now on."""
@@ -128,20 +114,9 @@ class Packets:
 @contextmanager
 def packets(ground: Ground, namespace: str) -> Iterator[Packets]:
     """A generator in a namespace, on the last CPU; it ends with the block."""
-    command = [str(ground.compile("packets")), str(ground.compile_bpf("packets")), str(_ksoftirqd() / "schedstat")]
-    process = spawn(
-        command,
-        namespace=namespace,
-        cgroup=ground.plain,
-        lab_id=ground.lab_id,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        yield Packets(process)
-    finally:
-        process.kill()
-        process.communicate()
+    arguments = (ground.compile_bpf("packets"), _ksoftirqd() / "schedstat")
+    with tool(ground, "packets", arguments, namespace) as generator:
+        yield Packets(generator)
 
 
 def _ksoftirqd() -> Path:
@@ -152,4 +127,4 @@ def _ksoftirqd() -> Path:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             if path.read_text() == name:
                 return path.parent
-    raise GeneratorError(f"there is no {name.strip()}: lockstep cannot be measured in a container without /proc")
+    raise ToolError(f"there is no {name.strip()}: lockstep cannot be measured in a container without /proc")

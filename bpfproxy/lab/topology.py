@@ -10,11 +10,9 @@ left can be found and removed (`bpfproxy.lab.remains`).
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -26,7 +24,6 @@ from bpfproxy.lab.layout import NODES, PLACES, SERVICE_RANGES, SPOTS, UPLINK_PRE
 
 UPLINK = "eth0"
 _SWITCH = "switch"
-_serial = count(1)
 
 
 class Topology:
@@ -40,7 +37,7 @@ class Topology:
 
     def __init__(self, xdp: Iterable[str] = ()) -> None:
         self.xdp = frozenset(xdp)
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For state, manifests and logs of this lab; removed with it."""
         self.cgroup = cgroup.mount_point() / remains.prefix(self.lab_id)
