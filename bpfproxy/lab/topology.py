@@ -10,11 +10,9 @@ left can be found and removed (`bpfproxy.lab.remains`).
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -28,7 +26,6 @@ UPLINK = "eth0"
 CHECKSUM = "tx-checksum-ip-generic"
 """The feature by which a sender leaves checksums to its device."""
 _SWITCH = "switch"
-_serial = count(1)
 
 
 class Topology:
@@ -42,7 +39,7 @@ class Topology:
 
     def __init__(self, xdp: Iterable[str] = ()) -> None:
         self.xdp = frozenset(xdp)
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For state, manifests and logs of this lab; removed with it."""
         self.cgroup = cgroup.mount_point() / remains.prefix(self.lab_id)
