@@ -129,8 +129,8 @@ class _Port:
             endpoints.update(dict.fromkeys(spec.backends, spec))
         if self._reachable():
             yield self._chain(names.EXT + self._hash, self._external_rules(self._external[0][1]))
-        if restricted := [one for one in self._external if self._ranges(one[1])]:
-            yield self._chain(names.FW + self._hash, self._firewall(restricted))
+            if restricted := [one for one in self._external if self._ranges(one[1])]:
+                yield self._chain(names.FW + self._hash, self._firewall(restricted))
         for backend, spec in endpoints.items():
             yield self._chain(names.endpoint_chain(self._name, str(backend)), self._endpoint(backend, spec))
 
