@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bpfproxy.errors import DatapathError, PermissionsError, UnsupportedError
 
-_PLACE: Final = re.compile(r"^/dev/stdin:(\d+):\d+-\d+: Error: (.*)$", re.MULTILINE)
-_PLACE_ALONE: Final = re.compile(r"^/dev/stdin:(\d+):\d+: Error: (.*)$", re.MULTILINE)
+_PLACE: Final = re.compile(r"^/dev/stdin:(\d+):[\d-]+: Error: (.*)$", re.MULTILINE)
 _NO_ENTRY: Final = "No such file or directory"
 _TIMEOUT: Final = 300.0
 """Seconds after which a run of nft is given up."""
+
+_HEADER: Final = struct.Struct("=IHHIIBBH")
+"""struct nlmsghdr and struct nfgenmsg."""
+_NETLINK_NETFILTER: Final = 12
+_NLM_F_REQUEST: Final = 1
+_NFNL_SUBSYS_NFTABLES: Final = 10
+_NEW_GENERATION: Final = _NFNL_SUBSYS_NFTABLES << 8 | 15
+_GET_GENERATION: Final = _NFNL_SUBSYS_NFTABLES << 8 | 16
+_NFTA_GEN_ID: Final = 1
 
 Object = Mapping[str, Any]
 
@@ -32,8 +42,7 @@ def commit(lines: Sequence[str]) -> None:
     """Carry out commands, one per line, in one transaction: all or none. Raises TransactionError, UnsupportedError."""
     done = _run("-f", "-", script="\n".join(lines) + "\n")
     if done.returncode != 0:
-        found = {int(line) - 1: reason for line, reason in _PLACE_ALONE.findall(done.stderr)}
-        found |= {int(line) - 1: reason for line, reason in _PLACE.findall(done.stderr)}
+        found = {int(line) - 1: reason for line, reason in _PLACE.findall(done.stderr)}
         raise TransactionError(f"nft: {_first_line(done.stderr)}", found)
 
 
@@ -60,6 +69,19 @@ def delete_table(family: str, table: str) -> bool:
     if done.returncode != 0 and _NO_ENTRY not in done.stderr:
         raise _failure(done.stderr)
     return done.returncode == 0
+
+
+def generation() -> int:
+    """A number that grows by one with each transaction, whosever it is, in the network namespace of the calling thread.
+    Raises DatapathError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
+        netlink.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _NLM_F_REQUEST, 0, 0, socket.AF_UNSPEC, 0, 0))
+        answer = netlink.recv(4096)
+    kind = _HEADER.unpack_from(answer)[1]
+    length, attribute = struct.unpack_from("=HH", answer, _HEADER.size)
+    if kind != _NEW_GENERATION or length != 8 or attribute != _NFTA_GEN_ID:
+        raise DatapathError("nf_tables: expected the generation of the ruleset")
+    return int.from_bytes(answer[_HEADER.size + 4 : _HEADER.size + 8], "big")
 
 
 def version() -> str:

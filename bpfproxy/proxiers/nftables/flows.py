@@ -6,7 +6,6 @@ All of it is read from the rows: the chain of an endpoint stands as long as the 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Final
 
 from bpfproxy.model.address import ANY4, ANY6, Address, Family, parse_address
@@ -92,9 +91,3 @@ def _frontend(key: ElementKey) -> Endpoint:
 def _endpoint(text: str) -> Endpoint:
     address, _, port = text.rpartition(":")
     return parse_address(address.strip("[]")), int(port)
-
-
-def take_in(flows: UdpFlows, rows: Iterable[tuple[Key, Row | None]]) -> None:
-    """Note many rows."""
-    for key, row in rows:
-        flows.note(key, row)

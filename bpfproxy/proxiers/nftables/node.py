@@ -104,9 +104,7 @@ def _masquerade_chains(snat_ports: tuple[int, int]) -> dict[str, ChainRow]:
         masquerade.insert(0, f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{first}-{last} fully-random")
     return {
         names.MARK_MASQUERADE: ChainRow((f"mark set mark or {MARK:#x}",)),
-        names.MASQUERADING: ChainRow(
-            (f"mark and {MARK:#x} == 0 return", f"mark set mark xor {MARK:#x}", *masquerade)
-        ),
+        names.MASQUERADING: ChainRow((f"mark and {MARK:#x} == 0 return", f"mark set mark xor {MARK:#x}", *masquerade)),
     }
 
 

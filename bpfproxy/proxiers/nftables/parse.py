@@ -123,7 +123,7 @@ def _statement(item: Any) -> str:
             return f"{_expression(key)} vmap {_verdicts(data)}"
         case {"set": {"op": op, "elem": element, "set": name}}:
             return f"{op} {name} {{ {_expression(element)} }}"
-        case {"dnat": {"addr": str(address), "port": int(port), **rest}} if not _means_something(rest):
+        case {"dnat": {"addr": str(address), "port": int(port), **rest}} if not rest.keys() - {"family"}:
             return f"dnat to {f'[{address}]' if ':' in address else address}:{port}"
         case {"masquerade": dict(fields)} if not fields.keys() - {"port", "flags"}:
             return " ".join(["masquerade", *_masquerade_port(fields.get("port")), *_flags(fields.get("flags"))])
@@ -214,11 +214,6 @@ def _masquerade_port(port: Any) -> list[str]:
 def _flags(flags: Any) -> list[str]:
     """One word, or a list of them, by nft's version."""
     return [flags] if isinstance(flags, str) else list(flags or ())
-
-
-def _means_something(rest: Mapping[str, Any]) -> bool:
-    """Newer versions of nft repeat the table's family."""
-    return bool(rest.keys() - {"family"})
 
 
 def _unknown(item: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from bpfproxy.errors import DatapathError
@@ -17,13 +17,14 @@ from bpfproxy.proxiers.nftables.flows import UdpFlows
 from bpfproxy.proxiers.nftables.names import FAMILIES, TABLE
 from bpfproxy.proxiers.nftables.parse import rows_of
 from bpfproxy.proxiers.nftables.render import NftablesRenderer
-from bpfproxy.proxiers.nftables.rows import ElementKey, ElementRow, Key, Row
+from bpfproxy.proxiers.nftables.rows import ElementKey, Key, Row
 from bpfproxy.proxiers.nftables.script import Place, Script
 
 log = logging.getLogger(__name__)
 
-BATCH: Final = 2000
-"""Most ops in one transaction."""
+BATCH: Final = 3000
+"""Most ops in one transaction. The kernel compares each anonymous set with all that its transaction holds, and nft
+looks at all chains once per transaction: at 10,000 Services the sum is least about here."""
 
 Endpoint = tuple[Address, int]
 
@@ -43,9 +44,12 @@ class NftablesProxier:
         self._renderer = renderer
         self._batch = batch
         self._delete_stale = delete_stale
-        self._elements: dict[ElementKey, ElementRow] = {}
+        self._rows: dict[Key, Row] = {}
+        self._generation: int | None = None
+        """Of the kernel's rules when they were `_rows`; None: somebody else may have changed them."""
         self._owners: dict[Place, list[str]] = {}
         self._flows = UdpFlows()
+        self._commits = 0
 
     def render(self, plan: ServicePlan) -> Rows:
         """See `Proxier.render`."""
@@ -60,24 +64,33 @@ class NftablesProxier:
         return self._renderer.phase(op)
 
     def read(self) -> dict[Key, Row]:
-        """See `Proxier.read`."""
-        rows: dict[Key, Row] = {}
-        for family, word in FAMILIES.items():
-            rows |= rows_of(family, nft.list_table(word, TABLE) or ())
-        self._elements, self._owners, self._flows = {}, {}, UdpFlows()
-        for key, row in rows.items():
-            self._remember(key, row)
-            if isinstance(key, ElementKey) and key.set == names.CLUSTER_IPS:
-                self._owners.setdefault((key.family, key.element), []).append(key.owner)
-        self._flows.forget_touched()
-        return rows
+        """See `Proxier.read`. The kernel's listing is read only if somebody else has written rules since."""
+        generation = nft.generation()
+        if generation != self._generation:
+            self._rows = {}
+            self._owners, self._flows = {}, UdpFlows()
+            for family, word in FAMILIES.items():
+                for key, row in rows_of(family, nft.list_table(word, TABLE) or ()).items():
+                    self._remember(key, row)
+                    if isinstance(key, ElementKey) and key.set == names.CLUSTER_IPS:
+                        self._owners.setdefault((family, key.element), []).append(key.owner)
+            self._flows.forget_touched()
+            self._generation = generation if nft.generation() == generation else None
+        return dict(self._rows)
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
-        """See `Proxier.apply`. One transaction, or one after the other where there are many ops: the kernel's work
-        grows faster than a transaction."""
+        """See `Proxier.apply`. One transaction; many ops take one after the other, since the kernel's work grows faster
+        than a transaction."""
         failures: list[Failure] = []
+        self._commits = 0
         for start in range(0, len(ops), self._batch):
             failures += self._commit(ops[start : start + self._batch])
+        generation = nft.generation()
+        # A transaction that changes nothing does not count.
+        if self._generation is not None and 0 <= generation - self._generation <= self._commits:
+            self._generation = generation
+        else:
+            self._generation = None
         self._end_stale_flows()
         return failures
 
@@ -95,7 +108,7 @@ class NftablesProxier:
         """All of `ops` in one transaction, without those that the kernel refuses."""
         failures: list[Failure] = []
         while ops:
-            script = Script(ops, self._elements, self._owners)
+            script = Script(ops, self._rows, self._owners)
             try:
                 nft.commit(script.lines)
             except nft.TransactionError as error:
@@ -105,9 +118,15 @@ class NftablesProxier:
                     return [*failures, *self._commit(ops[:half]), *self._commit(ops[half:])]
                 if not refused:
                     return [*failures, Failure(ops[0], str(error))]
-                failures += _failures(refused)
+                for op in [op for op in ops if op.key in refused]:
+                    reasons = refused[op.key]
+                    if op.row is None and all(map(nft.is_missing, reasons)):
+                        self._remember(op.key, None)
+                    else:
+                        failures.append(Failure(op, f"nft: {reasons[0]}"))
                 ops = [op for op in ops if op.key not in refused]
             else:
+                self._commits += 1
                 self._owners.update(script.owners)
                 for op in ops:
                     self._remember(op.key, op.row)
@@ -115,11 +134,10 @@ class NftablesProxier:
         return failures
 
     def _remember(self, key: Key, row: Row | None) -> None:
-        if isinstance(key, ElementKey):
-            if isinstance(row, ElementRow):
-                self._elements[key] = row
-            else:
-                self._elements.pop(key, None)
+        if row is None:
+            self._rows.pop(key, None)
+        else:
+            self._rows[key] = row
         self._flows.note(key, row)
 
     def _end_stale_flows(self) -> None:
@@ -136,18 +154,10 @@ class NftablesProxier:
             emit(log, logging.INFO, "udp_flows_removed", rows=ended, frontends=len(suspects))
 
 
-def _refused(script: Script, error: nft.TransactionError) -> dict[Key, list[tuple[Op, str]]]:
-    """By key: the ops whose commands are at fault, and what is wrong with each command."""
-    refused: dict[Key, list[tuple[Op, str]]] = {}
+def _refused(script: Script, error: nft.TransactionError) -> dict[Key, list[str]]:
+    """By the key of an op: what is wrong with its commands."""
+    refused: dict[Key, list[str]] = {}
     for line, reason in error.lines.items():
         if line < len(script.ops):
-            refused.setdefault(script.ops[line].key, []).append((script.ops[line], reason))
+            refused.setdefault(script.ops[line].key, []).append(reason)
     return refused
-
-
-def _failures(refused: Mapping[Key, list[tuple[Op, str]]]) -> Iterator[Failure]:
-    for faults in refused.values():
-        op, reason = faults[0]
-        # What is to go and is not there is done.
-        if not (op.row is None and all(nft.is_missing(reason) for _, reason in faults)):
-            yield Failure(op, f"nft: {reason}")

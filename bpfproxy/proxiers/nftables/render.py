@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import Final, Literal
+from typing import Any, Final
 
 from bpfproxy.model.address import Family, Network, format_address, format_endpoint
 from bpfproxy.model.frontend import (
@@ -78,9 +78,7 @@ class NftablesRenderer:
         """See `Proxier.render_node`."""
         rows: dict[Key, Row] = {}
         for family in FAMILIES:
-            rows |= node.render(
-                family, self._node_ports(plan, family), self._service_ranges[family], self._snat_ports
-            )
+            rows |= node.render(family, self._node_ports(plan, family), self._service_ranges[family], self._snat_ports)
         return rows
 
     def _node_ports(self, plan: NodePlan, family: Family) -> list[str]:
@@ -233,9 +231,7 @@ class _Port:
         bases = [names.endpoint_base(self._name, backend) for backend in backends]
         rules: list[str] = []
         if self._affinity_timeout:
-            rules += [
-                f"{self._ip} saddr @{names.AFFINITY}{base} goto {names.ENDPOINT}{base}" for base in bases
-            ]
+            rules += [f"{self._ip} saddr @{names.AFFINITY}{base} goto {names.ENDPOINT}{base}" for base in bases]
         verdicts = " , ".join(f"{number} : goto {names.ENDPOINT}{base}" for number, base in enumerate(bases))
         rules.append(f"numgen {self._numgen} mod {len(bases)} vmap {{ {verdicts} }}")
         return rules
@@ -264,7 +260,8 @@ class _Port:
 
 def _ranges(networks: Iterable[Network], family: Family) -> list[str]:
     """Those of a family in nft's words; none if they hold all addresses, and so restrict nothing."""
-    mine = list(ipaddress.collapse_addresses(network for network in networks if network.version == family))
+    mine: list[Any] = [network for network in networks if network.version == family]
+    mine = list(ipaddress.collapse_addresses(mine))
     return [] if any(network.prefixlen == 0 for network in mine) else sorted(map(_range, mine))
 
 

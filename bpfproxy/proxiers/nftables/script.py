@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
 
 from bpfproxy.model.address import Family
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.nftables import names, node
 from bpfproxy.proxiers.nftables.names import FAMILIES, TABLE
-from bpfproxy.proxiers.nftables.rows import ChainKey, ChainRow, ElementKey, ElementRow, OtherKey, SetKey, SetRow
+from bpfproxy.proxiers.nftables.rows import ChainKey, ChainRow, ElementKey, Key, OtherKey, Row, SetKey, SetRow
 
 Place = tuple[Family, str]
 """Of a ClusterIP: family and address."""
@@ -21,14 +20,14 @@ _DECLARE, _WRITE, _DELETE_ELEMENT, _EMPTY, _DELETE_SET, _DELETE_CHAIN = range(6)
 class Script:
     """Commands, and for each the op that it is for.
 
-    `applied` has the elements that the kernel holds, `owners` the Services that asked for a ClusterIP: more than one
+    `applied` is what the kernel holds, `owners` the Services that asked for a ClusterIP: more than one
     may. Neither is changed.
     """
 
     def __init__(
         self,
         ops: Iterable[Op],
-        applied: Mapping[ElementKey, ElementRow],
+        applied: Mapping[Key, Row],
         owners: Mapping[Place, Sequence[str]],
     ) -> None:
         self._applied = applied
