@@ -24,8 +24,8 @@ Endpoint = tuple[Address, int]
 """Address and port."""
 
 _FEW: Final = 256
-"""Up to so many frontends are asked for one by one, and the kernel leaves out all other flows; beyond it, all UDP
-flows are looked at."""
+"""Up to so many ports are asked for one by one, and the kernel leaves out all other flows; beyond it, all UDP flows are
+looked at."""
 _FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _AF: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION: Final = {4: "V4", 6: "V6"}
@@ -72,7 +72,7 @@ def flows(family: Family) -> list[Flow]:
 def _stale(conntrack: Any, family: Family, serving: Mapping[Endpoint, frozenset[Endpoint]]) -> Iterator[Flow]:
     wildcard = ANY4 if family == 4 else ANY6
     here = _local_addresses(family) if any(address == wildcard for address, _ in serving) else frozenset()
-    for flow in _candidates(conntrack, family, serving, wildcard):
+    for flow in _candidates(conntrack, family, serving):
         endpoints = serving.get(flow.to)
         if endpoints is None and (flow.to != flow.server or flow.to[0] in here):
             endpoints = serving.get((wildcard, flow.to[1]))
@@ -80,21 +80,16 @@ def _stale(conntrack: Any, family: Family, serving: Mapping[Endpoint, frozenset[
             yield flow
 
 
-def _candidates(conntrack: Any, family: Family, frontends: Iterable[Endpoint], wildcard: Address) -> Iterator[Flow]:
-    wanted = list(frontends)
-    if len(wanted) > _FEW:
-        yield from _dump(conntrack, family)
-        return
-    for address, port in wanted:
-        yield from _dump(conntrack, family, None if address == wildcard else address, port)
+def _candidates(conntrack: Any, family: Family, frontends: Iterable[Endpoint]) -> Iterator[Flow]:
+    ports = {port for _, port in frontends}
+    for port in ports if len(ports) <= _FEW else (None,):
+        yield from _dump(conntrack, family, port)
 
 
-def _dump(conntrack: Any, family: Family, to: Address | None = None, port: int | None = None) -> Iterator[Flow]:
-    """The kernel does the filtering; one before 5.8 sends everything, which `_stale` can deal with."""
-    filter_ = NFCTAttrTuple(
-        family=_AF[family], daddr=format_address(to) if to else None, proto=Protocol.UDP.value, dport=port
-    )
-    for message in conntrack.dump(tuple_orig=filter_):
+def _dump(conntrack: Any, family: Family, port: int | None = None) -> Iterator[Flow]:
+    """UDP flows, those to one port or all. The kernel leaves out the others; one before 5.8 sends them too. Addresses
+    are not asked for: its comparison of IPv6 ones is the wrong way round (seen in 6.18)."""
+    for message in conntrack.dump(tuple_orig=NFCTAttrTuple(_AF[family], proto=Protocol.UDP.value, dport=port)):
         original, reply = message.get_attr("CTA_TUPLE_ORIG"), message.get_attr("CTA_TUPLE_REPLY")
         if original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM") == Protocol.UDP:
             client, target = _ends(original, family)
