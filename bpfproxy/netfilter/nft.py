@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import struct
@@ -25,6 +26,8 @@ _NFNL_SUBSYS_NFTABLES: Final = 10
 _NEW_GENERATION: Final = _NFNL_SUBSYS_NFTABLES << 8 | 15
 _GET_GENERATION: Final = _NFNL_SUBSYS_NFTABLES << 8 | 16
 _NFTA_GEN_ID: Final = 1
+
+_PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 
 Object = Mapping[str, Any]
 
@@ -63,6 +66,14 @@ def list_table(family: str, table: str) -> list[Object] | None:
     return objects
 
 
+def has_table(family: str, table: str) -> bool:
+    """Whether there is such a table. Raises as `list_table`."""
+    done = _run("-j", "list", "tables", family)
+    if done.returncode != 0:
+        raise _failure(done.stderr)
+    return any(item.get("table", {}).get("name") == table for item in json.loads(done.stdout)["nftables"])
+
+
 def delete_table(family: str, table: str) -> bool:
     """Remove a table with all that is in it; whether there was one. Raises as `list_table`."""
     done = _run("delete", "table", family, table)
@@ -92,10 +103,16 @@ def version() -> str:
 def _run(*arguments: str, script: str | None = None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            ["nft", *arguments], input=script, capture_output=True, text=True, check=False, timeout=_TIMEOUT
+            ["nft", *arguments],
+            input=script,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT,
+            env={"LC_ALL": "C", "PATH": _PATH},
         )
     except FileNotFoundError as error:
-        raise UnsupportedError("nft is not installed (package nftables)") from error
+        raise UnsupportedError("expected nft to be installed (Debian: the package nftables)") from error
     except subprocess.TimeoutExpired as error:
         raise DatapathError(f"nft {arguments[0]} did not end within {_TIMEOUT:g} s") from error
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from msgspec import Struct
+
 from bpfproxy.model.address import Family
 from bpfproxy.proxiers.nftables import names
 from bpfproxy.proxiers.nftables.names import FAMILIES
@@ -12,27 +14,37 @@ from bpfproxy.proxiers.nftables.rows import ChainKey, ChainRow, ElementKey, Elem
 
 ADDRESS_TYPES: Final[dict[Family, str]] = {4: "ipv4_addr", 6: "ipv6_addr"}
 
-MARK: Final = 0x4000
-"""Bit 14 of a packet's mark: masquerade it."""
-
 TABLE_COMMENT: Final = "rules for kube-proxy"
 CHAIN_COMMENTS: Final = {names.REJECT: "helper for @no-endpoint-services / @no-endpoint-nodeports"}
 """nft does not list them in JSON, so they are in no row."""
 
+_LOOPBACK: Final = {"ip": "127.0.0.0/8", "ip6": "::1"}
 _DSTNAT: Final = -100
 _FILTER: Final = 0
 _SRCNAT: Final = 100
-_PORTS: Final = (1024, 65535)
+
+
+class Masquerading(Struct, frozen=True):
+    """How a source is translated."""
+
+    mark: int
+    """Bit of a packet's mark that asks for it."""
+    first: int
+    """Of the ports to use."""
+    last: int
 
 
 def render(
-    family: Family, node_port_ips: Iterable[str], service_ranges: Sequence[str], snat_ports: tuple[int, int]
+    family: Family, node_port_ips: Iterable[str] | None, service_ranges: Sequence[str], masquerading: Masquerading
 ) -> dict[Key, Row]:
-    """`service_ranges`: where ClusterIPs are; `snat_ports`: what masquerading leaves alone."""
+    """`node_port_ips`: where NodePorts answer (None: everywhere); `service_ranges`: where ClusterIPs are."""
+    ip, everywhere = FAMILIES[family], node_port_ips is None
     rows: dict[Key, Row] = {SetKey(family, name): row for name, row in _sets(ADDRESS_TYPES[family]).items()}
-    rows |= {ElementKey(family, names.NODE_PORT_IPS, address): ElementRow() for address in node_port_ips}
-    chains = _base_chains() | _dispatch_chains(FAMILIES[family]) | _masquerade_chains(snat_ports)
-    chains[names.CLUSTER_IPS_CHECK] = ChainRow(_cluster_ips_check(FAMILIES[family], service_ranges))
+    if everywhere:
+        del rows[SetKey(family, names.NODE_PORT_IPS)]
+    rows |= {ElementKey(family, names.NODE_PORT_IPS, address): ElementRow() for address in node_port_ips or ()}
+    chains = _base_chains() | _dispatch_chains(ip, everywhere=everywhere) | _masquerade_chains(masquerading)
+    chains[names.CLUSTER_IPS_CHECK] = ChainRow(_cluster_ips_check(ip, service_ranges))
     chains[names.REJECT] = ChainRow(("reject",))
     return rows | {ChainKey(family, name): row for name, row in chains.items()}
 
@@ -82,36 +94,34 @@ def _base_chains() -> dict[str, ChainRow]:
     }
 
 
-def _dispatch_chains(ip: str) -> dict[str, ChainRow]:
+def _dispatch_chains(ip: str, *, everywhere: bool) -> dict[str, ChainRow]:
+    port = "meta l4proto . th dport vmap"
+    mine = f"{ip} daddr != {_LOOPBACK[ip]}" if everywhere else f"{ip} daddr @{names.NODE_PORT_IPS}"
+    local = "fib daddr type local " if everywhere else ""
+
     def by_address(verdicts: str) -> str:
-        return f"{ip} daddr . meta l4proto . th dport vmap @{verdicts}"
+        return f"{ip} daddr . {port} @{verdicts}"
 
-    def by_node_port(verdicts: str) -> str:
-        return f"{ip} daddr @{names.NODE_PORT_IPS} meta l4proto . th dport vmap @{verdicts}"
-
+    services = (by_address(names.SERVICE_IPS), f"{local}{mine} {port} @{names.SERVICE_NODE_PORTS}")
     return {
-        names.SERVICES: ChainRow((by_address(names.SERVICE_IPS), by_node_port(names.SERVICE_NODE_PORTS))),
+        names.SERVICES: ChainRow(services),
         names.SERVICE_ENDPOINTS_CHECK: ChainRow((by_address(names.NO_ENDPOINT_SERVICES),)),
-        names.NODE_PORT_ENDPOINTS_CHECK: ChainRow((by_node_port(names.NO_ENDPOINT_NODE_PORTS),)),
+        names.NODE_PORT_ENDPOINTS_CHECK: ChainRow((f"{mine} {port} @{names.NO_ENDPOINT_NODE_PORTS}",)),
         names.FIREWALL_CHECK: ChainRow((by_address(names.FIREWALL_IPS),)),
     }
 
 
-def _masquerade_chains(snat_ports: tuple[int, int]) -> dict[str, ChainRow]:
-    first, last = _free_ports(snat_ports)
-    masquerade = ["masquerade fully-random"]
-    if first <= last:
-        masquerade.insert(0, f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{first}-{last} fully-random")
+def _masquerade_chains(how: Masquerading) -> dict[str, ChainRow]:
+    masquerading = (
+        f"mark and {how.mark:#x} == 0 return",
+        f"mark set mark xor {how.mark:#x}",
+        f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{how.first}-{how.last} fully-random",
+        "masquerade fully-random",
+    )
     return {
-        names.MARK_MASQUERADE: ChainRow((f"mark set mark or {MARK:#x}",)),
-        names.MASQUERADING: ChainRow((f"mark and {MARK:#x} == 0 return", f"mark set mark xor {MARK:#x}", *masquerade)),
+        names.MARK_MASQUERADE: ChainRow((f"mark set mark or {how.mark:#x}",)),
+        names.MASQUERADING: ChainRow(masquerading),
     }
-
-
-def _free_ports(taken: tuple[int, int]) -> tuple[int, int]:
-    """The larger part of the unprivileged ports that lies beside `taken`; empty if there is none."""
-    below, above = (_PORTS[0], taken[0] - 1), (taken[1] + 1, _PORTS[1])
-    return max(below, above, key=lambda ports: ports[1] - ports[0])
 
 
 def _cluster_ips_check(ip: str, service_ranges: Sequence[str]) -> tuple[str, ...]:

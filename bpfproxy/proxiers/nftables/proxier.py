@@ -101,6 +101,10 @@ class NftablesProxier:
         """See `Proxier.tend`: the kernel forgets affinities by itself."""
         return Tended()
 
+    def drained(self) -> bool:
+        """See `Proxier.drained`. Conntrack goes on translating what it has begun to, without any rule."""
+        return True
+
     def close(self) -> None:
         """See `Proxier.close`: nothing is held."""
 

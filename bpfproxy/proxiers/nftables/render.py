@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from bpfproxy.model.address import Family, Network, format_address, format_endpoint
+from bpfproxy.model.address import Family, Network, family_of, format_address, format_endpoint
 from bpfproxy.model.frontend import (
     Backend,
     Frontend,
@@ -24,6 +24,7 @@ from bpfproxy.model.service import Protocol, Scheduler
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.nftables import names, node, phases
 from bpfproxy.proxiers.nftables.names import FAMILIES
+from bpfproxy.proxiers.nftables.node import Masquerading
 from bpfproxy.proxiers.nftables.rows import (
     ChainKey,
     ChainRow,
@@ -45,8 +46,8 @@ class NftablesRenderer:
     """Renders the table `kube-proxy` of each family.
 
     `cluster_networks` tell pods from other clients; ClusterIPs in `service_networks` that no Service has are dropped.
-    `snat_ports` are left out of masquerading. Without `node_port_ranges` NodePorts answer on the node's primary
-    addresses alone, as kube-proxy does it in this mode.
+    `masquerade_ports` are the first and the last that may be masqueraded with. Without `node_port_ranges` NodePorts
+    answer on the node's primary addresses alone, as kube-proxy does it in this mode.
     """
 
     def __init__(
@@ -54,13 +55,14 @@ class NftablesRenderer:
         *,
         cluster_networks: Sequence[Network] = (),
         service_networks: Sequence[Network] = (),
-        snat_ports: tuple[int, int] = (61001, 65535),
+        masquerade_mark: int = 1 << 14,
+        masquerade_ports: tuple[int, int] = (1024, 61000),
         node_port_ranges: bool = False,
         default_scheduler: Scheduler = Scheduler.RANDOM,
     ) -> None:
         self._pods = {family: _ranges(cluster_networks, family) for family in FAMILIES}
         self._service_ranges = {family: _ranges(service_networks, family) for family in FAMILIES}
-        self._snat_ports = snat_ports
+        self._masquerading = Masquerading(masquerade_mark, *masquerade_ports)
         self._node_port_ranges = node_port_ranges
         self._default_scheduler = default_scheduler
 
@@ -78,15 +80,17 @@ class NftablesRenderer:
         """See `Proxier.render_node`."""
         rows: dict[Key, Row] = {}
         for family in FAMILIES:
-            rows |= node.render(family, self._node_ports(plan, family), self._service_ranges[family], self._snat_ports)
+            addresses = self._node_ports(plan, family)
+            rows |= node.render(family, addresses, self._service_ranges[family], self._masquerading)
         return rows
 
-    def _node_ports(self, plan: NodePlan, family: Family) -> list[str]:
-        """Addresses on which NodePorts answer."""
-        bits = 32 if family == 4 else 128
-        chosen = [address for address in plan.sources if len(address) * 8 == bits]
+    def _node_ports(self, plan: NodePlan, family: Family) -> list[str] | None:
+        """Addresses on which NodePorts answer; None: on all that the node has."""
+        if self._node_port_ranges and family in plan.node_ports_everywhere:
+            return None
+        chosen = [address for address in plan.sources if family_of(address) == family]
         if self._node_port_ranges or not chosen:
-            chosen = [address for address in plan.node_port_addresses if len(address) * 8 == bits]
+            chosen = [address for address in plan.node_port_addresses if family_of(address) == family]
         return sorted(map(format_address, chosen))
 
     def phase(self, op: Op) -> int:
@@ -178,11 +182,10 @@ class _Port:
     def _external_ip(self, frontend: Frontend, spec: FrontendSpec, inside: FrontendSpec | None) -> None:
         usable = spec.backends or (inside is not None and inside.backends)
         self._dispatch(frontend, spec, names.EXTERNAL if usable else None)
-        ranges = _ranges(spec.source_ranges, self._family)
-        if ranges:
-            self._add_chain(names.FIREWALL, [f"{self._ip} saddr != {_set(ranges)} drop"])
+        if _ranges(spec.source_ranges, self._family):
             key = ElementKey(self._family, names.FIREWALL_IPS, self._element(frontend))
             self._rows[key] = ElementRow(f"goto {names.FIREWALL}{self._base}")
+            self._add_chain(names.FIREWALL, [f"{self._ip} saddr != {_set(self._admitted(spec))} drop"])
 
     def _dispatch(self, frontend: Frontend, spec: FrontendSpec, chain: str | None) -> None:
         """Lead a frontend to a chain, and turn away what gets no endpoint (rules 10 and 11)."""
@@ -226,6 +229,14 @@ class _Port:
         if cluster:
             rules.append(f'fib saddr type local {cluster} comment "short-circuit local traffic"')
         return rules
+
+    def _admitted(self, spec: FrontendSpec) -> list[str]:
+        """Whom source ranges admit. The node may send from the VIP, where that is one of its own addresses."""
+        networks = list(spec.source_ranges)
+        if spec.admits_node:
+            vips = {one.address for one, its in self._frontends.items() if its.kind is FrontendKind.LOAD_BALANCER}
+            networks += (ipaddress.ip_network(address) for address in vips)
+        return _ranges(networks, self._family)
 
     def _choice(self, backends: Sequence[Backend]) -> list[str]:
         bases = [names.endpoint_base(self._name, backend) for backend in backends]
