@@ -36,6 +36,9 @@ class Settings:
     cluster_cidr: tuple[str, ...] = ()
     """Pod network ranges, at most one per family. They tell pods from outside clients (the local detector)."""
 
+    service_cidr: tuple[str, ...] = ()
+    """Ranges of ClusterIPs. The nftables proxier drops what goes to one that no Service has."""
+
     nodeport_addresses: tuple[str, ...] = ()
     """CIDR ranges of node addresses on which NodePorts answer, or `primary`; default: all of the node's."""
 
