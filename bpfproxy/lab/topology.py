@@ -142,8 +142,8 @@ class Topology:
                 for node in NODES.values():
                     if node.name != here.name:
                         self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
-                if here.gateway:
-                    self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway])
+                # A node has a route for every address, by its default gateway; a client's leads to its node.
+                self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway or "client"])
 
     def _prepare_xdp(self) -> None:
         """What real network cards and wires do without being asked. A veth takes what XDP sends only if its other end

@@ -1,0 +1,1 @@
+"""The kernel's packet filters, by the tools that come with them."""
