@@ -142,15 +142,15 @@ class Topology:
             host.route("replace", dst=_host(address), oif=outer, prefsrc=source, scope="link")
 
     def _make_routes(self, here: Spot) -> None:
-        """A node to the other's pods, a client to all pods and, by its gateway, to the addresses of Services."""
+        """To the pods of other nodes, and to the addresses of Services."""
         if here.kind == "pod":
             return
         with self.ip(here.name) as ip:
             for node in NODES.values():
                 if node.name != here.name:
                     self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
-            if here.gateway:
-                self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway])
+            # A node has a route for every address, by its default gateway; a client's leads to its node.
+            self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway or "client"])
 
     def _prepare_xdp(self, spot: Spot) -> None:
         if spot.name in self.xdp:
