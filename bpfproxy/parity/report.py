@@ -60,7 +60,7 @@ class Report(Struct, frozen=True):
     modes: tuple[ModeRun, ...]
     cases: tuple[CaseAbout, ...]
     cells: tuple[Cell, ...]
-    reasons: dict[Divergence, str] = REASONS
+    reasons: dict[Divergence, str] = msgspec.field(default_factory=lambda: dict(REASONS))
     format: int = FORMAT
 
     @property
