@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from bpfproxy.lab.node import Agent, packet_level
 from bpfproxy.lab.place import PROJECT
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from tests.lab import checkouts
 from tests.lab.test_outside import BOTH, FAMILIES, UDP, WAYS
 
 OUTSIDE = "client"
@@ -58,19 +56,7 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def next_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout in whose rows fields have moved."""
-    root = tmp_path_factory.mktemp("next")
-    for name in ("bpf", "bpfproxy"):
-        shutil.copytree(PROJECT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "_built"))
-    shutil.copy(PROJECT / "hatch_build.py", root)
-    (root / "bpf" / "abi_check.c").unlink()  # it holds today's sizes
-    header = root / "bpf" / "abi.h"
-    text = header.read_text()
-    for before, after in FIELDS.items():
-        assert before in text
-        text = text.replace(before, after)
-    header.write_text(text)
-    subprocess.run([sys.executable, "hatch_build.py"], cwd=root, check=True)
-    return root
+    return checkouts.copy(tmp_path_factory.mktemp("next"), {"bpf/abi.h": FIELDS}, rebuild=True)
 
 
 class Node:
