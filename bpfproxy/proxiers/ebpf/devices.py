@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from bpfproxy.datapath import libbpf
@@ -45,11 +45,19 @@ def programs(plan: DevicePlan, *, xdp: bool) -> dict[Hook, str]:
 class DeviceTable:
     """Attaches programs to devices, and owns their descriptors. Before the first `write` it has to be equipped.
 
-    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working.
+    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working. `attached_xdp` is
+    called with each device that has got XDP.
     """
 
-    def __init__(self, hooks: DeviceHooks, *, held: bool = False) -> None:
+    def __init__(
+        self,
+        hooks: DeviceHooks,
+        *,
+        held: bool = False,
+        attached_xdp: Callable[[DevicePlan], None] = lambda _: None,
+    ) -> None:
         self._hooks = hooks
+        self._attached_xdp = attached_xdp
         self._programs: dict[str, Program] = {}
         self._ids: dict[str, int] = {}
         self._applied: dict[int, DevicePlan] = {}
@@ -157,6 +165,8 @@ class DeviceTable:
         if Hook.TC_IN not in hooks:
             return
         self._applied[plan.index] = plan
+        if plan.xdp and not refused and exists(plan.index):
+            self._attached_xdp(plan)
         if refused:
             self._by_tc[plan.index] = refused
             if plan.xdp is Xdp.REQUIRED:

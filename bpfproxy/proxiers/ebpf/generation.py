@@ -22,6 +22,7 @@ from bpfproxy.model.address import v4_mapped
 from bpfproxy.proxiers.ebpf import packet
 from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
 from bpfproxy.proxiers.ebpf.inheritance import FLOWS, SOCKETS, Former, Ids
+from bpfproxy.proxiers.ebpf.packet_tables import write_device
 from bpfproxy.proxiers.ebpf.tables import Gone
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,19 @@ class Generation:
         self._set_calls_aside()
         self.loaded = self._load(_SOCKET_LEVEL)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
-        self.devices = DeviceTable(DeviceHooks(self._top), held=bool(self._former)) if packets else None
+        self.devices = self._device_table() if packets else None
         self._packets_refused = ""
         if packets and any((path / FLOWS[0]).exists() for path in (self._maps, *others)):
             self.load_packets()
         self._left = True
         """There may be programs and maps of a former generation."""
+
+    def _device_table(self) -> DeviceTable:
+        return DeviceTable(
+            DeviceHooks(self._top),
+            held=bool(self._former),
+            attached_xdp=lambda plan: write_device(self.loaded.maps, plan, xdp=True),
+        )
 
     def load_packets(self) -> str:
         """Load the packet level, if that is not done yet. Returns why that cannot be; it is not tried again then."""
@@ -153,7 +161,7 @@ class Generation:
         fresh.write_text(schema.written())
         fresh.replace(record)
         kept = {record, *(_record(state_dir, path) for path in others)}
-        for path in state_dir.glob("maps-*.h"):
+        for path in records(state_dir):
             if path not in kept:
                 path.unlink()
 
@@ -162,6 +170,11 @@ def map_directories(top: Path) -> list[Path]:
     """Those of all generations, the one that the attached programs use first."""
     found = (path for path in top.iterdir() if path.name.startswith("maps-"))
     return sorted(found, key=lambda path: path.stat().st_ctime_ns)
+
+
+def records(state_dir: Path) -> list[Path]:
+    """Of the layouts of maps, a file for each generation."""
+    return sorted(state_dir.glob("maps-*.h"))
 
 
 def _record(state_dir: Path, maps: Path) -> Path:

@@ -158,6 +158,10 @@ class EbpfProxier:
             return replace(tended, delay=LONGEST)
         return tended
 
+    def drained(self) -> bool:
+        """See `Proxier.drained`. Sockets have their backends' addresses; flows have nothing but their rows here."""
+        return self._conntrack.is_empty()
+
     def close(self) -> None:
         """See `Proxier.close`."""
         self._close()
