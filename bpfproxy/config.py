@@ -18,7 +18,7 @@ from bpfproxy.errors import InputError
 
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
-ProxyMode = Literal["ebpf", "userspace"]
+ProxyMode = Literal["ebpf", "iptables", "nftables", "userspace"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
 IptablesVariant = Literal["auto", "nft", "legacy"]
 
