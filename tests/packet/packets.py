@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
     from scapy.layers.inet6 import (
         ICMPv6DestUnreach,
+        ICMPv6EchoRequest,
         ICMPv6PacketTooBig,
         ICMPv6TimeExceeded,
         IPv6,
@@ -101,6 +102,7 @@ __all__ = [
     "Dot1Q",
     "Ether",
     "ICMPv6DestUnreach",
+    "ICMPv6EchoRequest",
     "ICMPv6PacketTooBig",
     "ICMPv6TimeExceeded",
     "IPOption_Router_Alert",
