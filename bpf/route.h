@@ -114,6 +114,20 @@ static __always_inline int route_needs_tc(const struct packet *p, const struct n
 #endif
 }
 
+#if !PACKET_XDP
+/* For a packet that has none: redirects ask for one, and take it off again where the other device has none either. */
+static __always_inline long link_layer_add(context_t *ctx, struct rewrite *r)
+{
+	struct ethhdr link;
+
+	__builtin_memcpy(link.h_dest, r->link_destination, ETH_ALEN);
+	__builtin_memcpy(link.h_source, r->link_source, ETH_ALEN);
+	link.h_proto = be16(FAMILY_ETHERTYPE);
+	r->pushed = ETH_HLEN;
+	return skb_change_head(ctx, ETH_HLEN) || skb_store(ctx, 0, &link, sizeof(link), 0);
+}
+#endif
+
 /* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
 static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
 				      enum routed routed, const address_t *gateway, enum reason reason)
@@ -141,16 +155,12 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 #if PACKET_XDP
 	return packet_finish(p, r, ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex));
 #else
-	if (routed == ROUTED && p->ethernet)
+	if (!p->ethernet && link_layer_add(p->ctx, r))
+		return VERDICT_DROP;
+	if (routed == ROUTED)
 		return packet_finish(p, r, packet_redirect(ifindex));
-	/* The kernel looks the neighbour up, or asks for it. It wants to see a link layer, whatever is in it. */
+	/* The kernel looks the neighbour up, or asks for it. */
 	struct bpf_redir_neigh neighbour = {};
-
-	if (!p->ethernet) {
-		if (skb_change_head(p->ctx, ETH_HLEN))
-			return VERDICT_DROP;
-		r->pushed = ETH_HLEN;
-	}
 
 #if IS_V4
 	neighbour.nh_family = AF_INET_;

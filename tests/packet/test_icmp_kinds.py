@@ -13,7 +13,6 @@ from tests.packet.checker import check_translated, dissect
 from tests.packet.corpus import SILENT_POD
 from tests.packet.datapath import (
     CLIENT,
-    NODE,
     OTHER_VIP,
     POD,
     REMOTE_POD,
@@ -31,8 +30,14 @@ from tests.packet.test_forward import ARRIVES, HOOK, families, hooks, protocols,
 from tests.packet.test_icmp import ROUTER, packet, too_big
 
 KINDS = {
-    4: {"net": (3, 0), "host": (3, 1), "port": (3, 3), "big": (3, 4), "filtered": (3, 13), "hops": (11, 0), "field": (12, 0)},
-    6: {"net": (1, 0), "host": (1, 3), "port": (1, 4), "big": (2, 0), "filtered": (1, 1), "hops": (3, 0), "field": (4, 0)},
+    4: {
+        "net": (3, 0), "host": (3, 1), "port": (3, 3), "big": (3, 4), "filtered": (3, 13), "hops": (11, 0),
+        "field": (12, 0),
+    },
+    6: {
+        "net": (1, 0), "host": (1, 3), "port": (1, 4), "big": (2, 0), "filtered": (1, 1), "hops": (3, 0),
+        "field": (4, 0),
+    },
 }  # fmt: skip
 kinds = pytest.mark.parametrize("kind", list(KINDS[4]))
 quotes = pytest.mark.parametrize("size", [8, 12, 60], ids=["8-bytes", "12-bytes", "whole"])
