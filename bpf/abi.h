@@ -402,7 +402,7 @@ struct handover {
 	__u32 type;
 	__u32 code;
 	__u32 mtu;
-	__u32 reason; /* that is counted when it is sent */
+	__u32 reason; /* that is counted when it, or the packet, is sent */
 	/* SCTP's CRC */
 	__u32 verdict;
 	__u32 ports_change; /* old ports xor new ones */
@@ -422,6 +422,10 @@ enum call {
 	CALL_NEW6,
 	CALL_SOURCE4, /* a new flow that takes two rows */
 	CALL_SOURCE6,
+	CALL_PAIR4, /* a flow that has lost its row of replies */
+	CALL_PAIR6,
+	CALL_SEND4, /* the flow is made: its first packet */
+	CALL_SEND6,
 	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
 	CALL_PARSED_IN6,
 	CALL_PARSED_OUT4,

@@ -57,9 +57,12 @@ class Outcome:
 
 class Runner:
     """Runs the program `fd`, of program type `kind`, on one frame after another. `ifindex` is the device that they
-    arrive by; 0 leaves it to the kernel (the loopback device)."""
+    arrive by; 0 leaves it to the kernel (the loopback device). `segment`, for tc: they are to be cut by a device into
+    segments with so many bytes of data."""
 
-    def __init__(self, fd: int, kind: int, *, ifindex: int = 0, flags: int = 0, size: int = 65536) -> None:
+    def __init__(
+        self, fd: int, kind: int, *, ifindex: int = 0, flags: int = 0, size: int = 65536, segment: int = 0
+    ) -> None:
         self._fd = fd
         self._is_xdp = kind == _XDP
         self._size = size + _ROOM
@@ -71,8 +74,9 @@ class Runner:
         self._context: Any = None
         if self._is_xdp:
             self._context = ffi.new("struct xdp_md *")
-        elif ifindex:
-            self._context = ffi.new("struct __sk_buff *", {"ifindex": ifindex})
+        elif ifindex or segment:
+            self._context = ffi.new("struct __sk_buff *", {"ifindex": ifindex, "gso_size": segment})
+        self._segment = segment
         self._ifindex = ifindex
         self._run = lib().bpf_prog_test_run_opts
 
@@ -90,6 +94,8 @@ class Runner:
                 options.ctx_out, options.ctx_size_out = context, size
                 context.data, context.data_end, context.data_meta = 0, len(packet), 0
                 context.ingress_ifindex = self._ifindex
+            elif self._segment:
+                context.gso_segs = -(-len(packet) // self._segment)
         result = self._run(self._fd, options)
         if result:
             libbpf.check(result, "BPF_PROG_TEST_RUN")
@@ -99,6 +105,8 @@ class Runner:
         return Outcome(verdict - (verdict >> 31 << 32), found[before:], options.duration, found[:before])
 
 
-def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
+def run(
+    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0, segment: int = 0
+) -> Outcome:
     """One frame: see Runner."""
-    return Runner(fd, kind, ifindex=ifindex, flags=flags, size=len(packet))(packet, repeat=repeat)
+    return Runner(fd, kind, ifindex=ifindex, flags=flags, size=len(packet), segment=segment)(packet, repeat=repeat)

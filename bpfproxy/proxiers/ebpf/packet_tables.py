@@ -25,9 +25,12 @@ class PacketTables:
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
-        self.loaded = "networks4" in maps
-        """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a packet level. It may come later."""
+        return "networks4" in self._maps
 
     # ---- backends: packets to them directly are told from those to a Service ----
 
