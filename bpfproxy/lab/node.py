@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from bpfproxy.api import open_view
 from bpfproxy.lab.layout import CLUSTER_CIDRS
-from bpfproxy.lab.place import spawn
+from bpfproxy.lab.place import PROJECT, spawn
 from bpfproxy.lab.topology import Topology
 from bpfproxy.lab.wait import wait_until
 
@@ -47,6 +47,8 @@ class Agent:
     cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
     options: tuple[str, ...] = ()
     """More flags of `bpfproxy run`."""
+    project: Path = PROJECT
+    """The checkout whose code it runs."""
     state: Path = field(init=False)
     log: Path = field(init=False)
     """Standard error of all its runs."""
@@ -104,10 +106,11 @@ class Agent:
     def spawn(self, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
         """Start any `bpfproxy` command as a process of the node."""
         return spawn(
-            [sys.executable, "-m", "bpfproxy", *arguments],
+            [sys.executable, "-P", "-m", "bpfproxy", *arguments],  # -P: of `project`, not of the working directory
             namespace=self.topology.netns(self.node),
             cgroup=self.topology.spot_cgroup(self.node),
             lab_id=self.topology.lab_id,
+            project=self.project,
             **streams,
         )
 

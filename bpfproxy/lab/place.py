@@ -271,9 +271,12 @@ class Place:
         return f"{kind}-{self._named}"
 
 
-def spawn(command: list[str], *, namespace: str, cgroup: Path, lab_id: str, **streams: Any) -> subprocess.Popen[str]:
-    """Start a process of a lab: in a network namespace, and in a cgroup from its first instruction on."""
+def spawn(
+    command: list[str], *, namespace: str, cgroup: Path, lab_id: str, project: Path = PROJECT, **streams: Any
+) -> subprocess.Popen[str]:
+    """Start a process of a lab: in a network namespace, and in a cgroup from its first instruction on. Python modules
+    are those of the checkout `project`."""
     enter = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs")]
-    environment = {**os.environ, remains.ENVIRONMENT: lab_id, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, remains.ENVIRONMENT: lab_id, "PYTHONPATH": str(project)}
     with netns.inside(namespace):
         return subprocess.Popen([*enter, *command], text=True, env=environment, start_new_session=True, **streams)

@@ -10,11 +10,9 @@ left can be found and removed (`bpfproxy.lab.remains`).
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -28,7 +26,6 @@ UPLINK = "eth0"
 CHECKSUM = "tx-checksum-ip-generic"
 """The feature by which a sender leaves checksums to its device."""
 _SWITCH = "switch"
-_serial = count(1)
 
 
 class Topology:
@@ -42,7 +39,7 @@ class Topology:
 
     def __init__(self, xdp: Iterable[str] = ()) -> None:
         self.xdp = frozenset(xdp)
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For state, manifests and logs of this lab; removed with it."""
         self.cgroup = cgroup.mount_point() / remains.prefix(self.lab_id)
@@ -145,15 +142,15 @@ class Topology:
             host.route("replace", dst=_host(address), oif=outer, prefsrc=source, scope="link")
 
     def _make_routes(self, here: Spot) -> None:
-        """A node to the other's pods, a client to all pods and, by its gateway, to the addresses of Services."""
+        """To the pods of other nodes, and to the addresses of Services."""
         if here.kind == "pod":
             return
         with self.ip(here.name) as ip:
             for node in NODES.values():
                 if node.name != here.name:
                     self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
-            if here.gateway:
-                self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway])
+            # A node has a route for every address, by its default gateway; a client's leads to its node.
+            self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway or "client"])
 
     def _prepare_xdp(self, spot: Spot) -> None:
         if spot.name in self.xdp:

@@ -11,7 +11,7 @@ from bpfproxy.model.frontend import FrontendKind
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.ebpf import packet
 from tests.packet import packets as pk
-from tests.packet.datapath import CLIENT, POD, VIP, Datapath, datapath
+from tests.packet.datapath import CLIENT, NODE, POD, VIP, Datapath, datapath
 from tests.packet.packets import same
 from tests.packet.test_forward import families, service
 
@@ -41,7 +41,7 @@ def answer(family: int, about: bytes) -> bytes:
         if family == 4
         else pk.ICMPv6PacketTooBig(mtu=MTU) / pk.Raw(quote)
     )
-    outer = pk.network(VIP[family], CLIENT[family])
+    outer = pk.network(NODE[family], CLIENT[family])
     if family == 4:
         outer.id = 0
     return bytes(pk.Ether(src=pk.UP_MAC, dst=pk.ROUTER_MAC) / outer / error)
