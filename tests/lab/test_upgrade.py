@@ -18,7 +18,8 @@ from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.node import packet_level
 from bpfproxy.lab.place import PROJECT
 from bpfproxy.lab.scene import Scene
-from tests.lab.test_outside import BOTH, FAMILIES, UDP, WAYS
+from tests.lab.conftest import BOTH, UDP
+from tests.lab.test_outside import FAMILIES, WAYS
 
 FIELDS = {
     "\t__u32 frontend;": "\t__u32 frontend;\n\t__u32 tidings;",
