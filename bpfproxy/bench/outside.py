@@ -63,7 +63,7 @@ class Load:
     """Of a block: one arm in one round."""
 
 
-FULL = Load(31, 0.06)
+FULL = Load(31, 0.04)
 QUICK = Load(5, 0.005)
 
 
