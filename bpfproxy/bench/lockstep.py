@@ -37,7 +37,7 @@ SHARE = 0.99
 
 _TRIES = 3
 _WARM = 10_000
-_SNAT_PORTS = "1024-65535"
+_SNAT_PORTS = "1024-63000"
 _REMOTE_ENDPOINTS = 100
 """So many that source ports are hardly ever taken."""
 _RULE_ENDPOINTS = 3

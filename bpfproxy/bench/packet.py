@@ -170,7 +170,7 @@ def _node(ground: Ground, far: str, services: int, flows: int) -> Iterator[Node]
         device=("up0", "up1"),
         max_flows=flows,
         pod_device=("pod0",),
-        snat_ports="1024-65535",
+        snat_ports="1024-63000",
     )
     objects = list(wire.services(services - 1))
     objects += wire.service(services - 1, families=wire.FAMILIES)
