@@ -402,6 +402,9 @@ struct handover {
 	__u32 code;
 	__u32 mtu;
 	__u32 reason; /* that is counted when it, or the packet, is sent */
+	/* a packet to be sent as the draft says */
+	__u32 direction;
+	__u32 hook;
 	/* SCTP's CRC */
 	__u32 verdict;
 	__u32 ports_change; /* old ports xor new ones */
@@ -423,7 +426,7 @@ enum call {
 	CALL_SOURCE6,
 	CALL_PAIR4, /* a flow that has lost its row of replies */
 	CALL_PAIR6,
-	CALL_SEND4, /* the flow is made: its first packet */
+	CALL_SEND4, /* translates as the draft of a flow says */
 	CALL_SEND6,
 	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
 	CALL_PARSED_IN6,

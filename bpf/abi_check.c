@@ -38,6 +38,6 @@ HAS_SIZE(struct fragment6_key, 40);
 HAS_SIZE(struct ports, 4);
 HAS_SIZE(struct fragment, 8);
 HAS_SIZE(struct allowance, 16);
-HAS_SIZE(struct handover, 48);
+HAS_SIZE(struct handover, 56);
 HAS_SIZE(struct frontend_stats, 56);
 HAS_SIZE(struct backend_stats, 40);
