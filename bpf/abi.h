@@ -155,6 +155,16 @@ struct network6_key {
 	__be32 address[4];
 };
 
+/*
+ * Ports at which a frontend or a backend is, on any address: bit n % 64 of row n / 64 of the protocol's rows, which
+ * begin with those of TCP, then UDP, then SCTP. A packet to another port that is of no known flow is none of ours.
+ */
+enum { SERVED_ROWS = 1024 };
+
+struct served_ports {
+	__u64 bits;
+};
+
 /* What may change while programs run: row 0 of `node`. */
 struct node {
 	__u32 route_generation; /* grows with each change of routes, neighbours, links; 0: nothing is cached */

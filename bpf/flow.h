@@ -2,6 +2,7 @@
 /* Packets of known flows: to the backend, and back to the client. */
 #pragma once
 #include "send.h"
+#include "served.h"
 
 /* Whether an arriving reply is ours to forward. */
 static __always_inline flow_t *reply_to_route(const struct packet *p)
@@ -44,6 +45,8 @@ static __always_inline int flow_in(struct packet *p, int at_once)
 			return at_once ? flow_send(p, flow, DIRECTION_FORWARD, &flow->hop, REASON_REUSED) :
 					 flow_send_by_draft(p, flow, DIRECTION_FORWARD, REASON_REUSED);
 	}
+	if (!flow && !destination_served(p))
+		return packet_pass(p, REASON_NOT_OURS);
 	if (noted == NOTED_NO_REPLY)
 		packet_call(p, CALL(PAIR));
 	else

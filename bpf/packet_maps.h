@@ -8,6 +8,7 @@ MAP(LPM_TRIE, networks4, struct network4_key, __u32, BPF_F_NO_PREALLOC);
 MAP(LPM_TRIE, networks6, struct network6_key, __u32, BPF_F_NO_PREALLOC);
 MAP(HASH, backend_ids4, struct endpoint4_key, __u32, BPF_F_NO_PREALLOC);
 MAP(HASH, backend_ids6, struct endpoint6_key, __u32, BPF_F_NO_PREALLOC);
+MAP(ARRAY, served_ports, __u32, struct served_ports, BPF_F_MMAPABLE);
 MAP(ARRAY, node, __u32, struct node, 0);
 MAP(HASH, devices, __u32, struct device, BPF_F_NO_PREALLOC);
 

@@ -64,6 +64,7 @@ def sizes(*, flows: int, networks: int, backends: int, devices: int = 1024) -> d
     }
     return {
         **{f"{name}{family}": size for name, size in per_family.items() for family in (4, 6)},
+        "served_ports": 3 * abi.constant("SERVED_ROWS"),
         "node": 1,
         "devices": devices,
         "allowances": 1,

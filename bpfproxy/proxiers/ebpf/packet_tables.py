@@ -6,14 +6,16 @@ Does nothing where only the socket level is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of
 from bpfproxy.model.device import DevicePlan
-from bpfproxy.model.frontend import Backend
+from bpfproxy.model.frontend import Backend, Frontend
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import Range
-from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
+from bpfproxy.proxiers.ebpf.served_ports import ServedPorts
+from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps, Snapshot
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
@@ -23,11 +25,25 @@ _TRUE = codec.U32.pack(1)
 class PacketTables:
     """Writes the maps of packet_maps.h that user space fills."""
 
-    def __init__(self, maps: Maps) -> None:
+    def __init__(self, maps: Maps, found: Snapshot) -> None:
         self._maps = maps
         self.loaded = "networks4" in maps
         """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
+        self._ports = ServedPorts(maps, chain(found.frontends, found.backends)) if self.loaded else None
+        self._reconcile(found.backends)
+
+    # ---- ports: packets to others are none of ours ----
+
+    def serve(self, holder: Frontend | Backend) -> None:
+        """A frontend or backend is about to get its row."""
+        if self._ports:
+            self._ports.add(holder)
+
+    def leave(self, holder: Frontend | Backend) -> None:
+        """The opposite of `serve`, when the row is gone."""
+        if self._ports:
+            self._ports.remove(holder)
 
     # ---- backends: packets to them directly are told from those to a Service ----
 
@@ -36,7 +52,7 @@ class PacketTables:
         if self.loaded:
             self._fresh[backend] = number
 
-    def reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
+    def _reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
         """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
         without the packet level."""
         for family in _FAMILIES if self.loaded else ():

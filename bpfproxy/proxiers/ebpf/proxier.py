@@ -95,8 +95,7 @@ class EbpfProxier:
             dangling = [codec.encode_frontend_key(f) for f in found.dangling if f.family == family]
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
-        self._packets = PacketTables(self._maps)
-        self._packets.reconcile(found.backends)
+        self._packets = PacketTables(self._maps, found)
         self._sets = SetTable(self._maps, self._packets, found, self._grace, self._clock)
         self._frontends = FrontendTable(self._maps, self._packets, found, self._sets, self._grace, self._clock)
         return rows
