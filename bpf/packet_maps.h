@@ -25,10 +25,10 @@ MAP(PERCPU_ARRAY, drafts4, __u32, struct flow4, 0);
 MAP(PERCPU_ARRAY, drafts6, __u32, struct flow6, 0);
 MAP(PERCPU_ARRAY, allowances, __u32, struct allowance, 0);
 MAP(PERCPU_ARRAY, handovers, __u32, struct handover, 0);
-#if PACKET_XDP
 MAP(PROG_ARRAY, xdp_calls, __u32, __u32, 0);
+MAP(PROG_ARRAY, tc_calls, __u32, __u32, 0);
+#if PACKET_XDP
 #define packet_calls xdp_calls
 #else
-MAP(PROG_ARRAY, tc_calls, __u32, __u32, 0);
 #define packet_calls tc_calls
 #endif

@@ -154,7 +154,7 @@ class _Datapath:
         self._carry_sockets_over()
         self._set_calls_aside()
         spec = loader.LoadSpec(
-            programs=(*_SOCKET_LEVEL, *(packet.PROGRAMS if settings.acceleration != "none" else ())),
+            programs=(*(packet.PROGRAMS if settings.acceleration != "none" else ()), *_SOCKET_LEVEL),
             constants=constants(settings),
             sizes=all_sizes,
             pin_dir=self._maps,
