@@ -174,6 +174,7 @@ struct node {
 
 enum device_flag {
 	DEVICE_POD = 1, /* leads to one pod: redirect_peer gets there */
+	DEVICE_XDP = 2, /* runs XDP, so it takes what XDP redirects; others would lose it */
 };
 
 /* By ifindex. Devices without a row use the addresses of `node`. */
@@ -418,7 +419,7 @@ struct handover {
 	/* SCTP's CRC */
 	__u32 verdict;
 	__u32 ports_change; /* old ports xor new ones */
-	__u32 l4_length;
+	__u32 pad;
 };
 
 /*
@@ -522,12 +523,13 @@ enum reason {
 	REASON_NO_SOURCE,      /* no node address to translate to: dropped */
 	REASON_NO_ROUTE,       /* dropped */
 	REASON_NO_NEIGHBOUR,   /* XDP leaves the packet to tc */
-	REASON_TTL,	       /* used up: dropped */
-	REASON_TOO_BIG,	       /* for the next device, and must not be fragmented: answered, if the rate allows */
+	REASON_TTL,	       /* used up where we forward: answered, if the rate allows */
+	REASON_TOO_BIG,	       /* for the next device: answered, if the rate allows */
 	REASON_FRAGMENT,       /* a later fragment whose first was not seen: passed on */
 	REASON_MALFORMED,      /* headers cut short or not understood: passed on */
 	REASON_OTHER_PROTOCOL, /* passed on */
 	REASON_NO_FLOW,	       /* the flow could not be kept: dropped */
+	REASON_TAGGED,	       /* of a VLAN, whose own device sees it again: passed on */
 	REASON_COUNT,
 };
 

@@ -106,11 +106,16 @@ const volatile struct config config = {};
 #define skb_csum_update(skb, sum) (((__s64(*)(struct __sk_buff *, __u32))BPF_FUNC_csum_update)(skb, sum))
 #define skb_csum_replace(skb, at, from, to, flags)                                                                     \
 	(((long (*)(struct __sk_buff *, __u32, __u64, __u64, __u64))BPF_FUNC_l4_csum_replace)(skb, at, from, to, flags))
+#define skb_load(skb, at, data, size)                                                                                  \
+	(((long (*)(const struct __sk_buff *, __u32, void *, __u32))BPF_FUNC_skb_load_bytes)(skb, at, data, size))
 #define skb_store(skb, at, data, size, flags)                                                                          \
 	(((long (*)(struct __sk_buff *, __u32, const void *, __u32, __u64))BPF_FUNC_skb_store_bytes)(skb, at, data,    \
 												     size, flags))
 #define skb_change_tail(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_tail)(skb, size, 0))
+#define skb_change_head(skb, size)                                                                                     \
+	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_head)(skb, size, 0))
+#define skb_vlan_pop(skb) (((long (*)(struct __sk_buff *))BPF_FUNC_skb_vlan_pop)(skb))
 #define skb_adjust_room(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __s32, __u32, __u64))BPF_FUNC_skb_adjust_room)(skb, size, BPF_ADJ_ROOM_MAC, 0))
 #define xdp_adjust_head(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_head)(xdp, size))

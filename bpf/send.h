@@ -41,8 +41,11 @@ static __always_inline enum way flow_way(const struct packet *p, const flow_t *f
 
 	if (p->hook == HOOK_TC_OUT) /* it is on its way already */
 		return WAY_STACK;
-	if (!forwards && (PACKET_XDP || !CONFIG(host_routing) || !(flow->flags & FLOW_LOCAL)))
+	if (!forwards && (!CONFIG(host_routing) || !(flow->flags & FLOW_LOCAL)))
 		return WAY_STACK;
+	/* Only tc can go past the stack, and a flow has to do so in both directions, or conntrack finds it invalid. */
+	if (!forwards && PACKET_XDP)
+		return WAY_TC;
 	routed = route_cached(p, destination, hop, gateway);
 	return forwards ? route_way(p, hop, routed) : pod_way(p, hop, routed);
 }
@@ -59,8 +62,9 @@ static __always_inline int flow_send(const struct packet *p, const flow_t *flow,
 		return packet_pass(p, REASON_DIRECT);
 	r = flow_rewrite(p, flow, direction);
 	gateway = r.destination;
-	count_packet(flow, p, direction);
 	way = flow_way(p, flow, &r.destination, direction, hop, &gateway);
+	if (way != WAY_TC)
+		count_packet(flow, p, direction);
 	return packet_send(p, &r, way, hop, &gateway, reason);
 }
 

@@ -9,24 +9,6 @@
 #define SOURCE_PORT_TRIES 32
 #define SOURCE_PORT_STEP 7919 /* away from runs of ports that are taken */
 
-/* The node's address on the way to the backend. Returns 0 if there is one. */
-static __always_inline int node_address_towards(__u32 ifindex, void *address)
-{
-	struct device *device = map_lookup(devices, &ifindex);
-	struct node *row;
-
-	if (device) {
-		words_copy(address, FAMILY_(device->address));
-		if (!words_zero(address))
-			return 0;
-	}
-	row = node_row();
-	if (!row)
-		return -1;
-	words_copy(address, FAMILY_(row->address));
-	return words_zero(address) ? -1 : 0;
-}
-
 /* A flow as it stands in the row of replies, and back: there the source is the client, and the hop leads to it. */
 struct reply_form {
 	address_t source;
@@ -134,7 +116,7 @@ static __always_inline int source_choose(const struct packet *p, flow_t *flow)
 	if (routed != ROUTED)
 		return VERDICT_GIVEN + packet_leave_to_tc(p);
 #endif
-	if (node_address_towards(flow->hop.ifindex, flow->source))
+	if (node_address_on(flow->hop.ifindex, flow->source))
 		return VERDICT_GIVEN + packet_drop(p, REASON_NO_SOURCE);
 	return 0;
 }

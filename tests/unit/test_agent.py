@@ -395,7 +395,7 @@ class TestModes:
         former = world.proxiers["iptables"]
 
         async def story() -> None:
-            world.settings = replace(world.settings, proxy_mode="iptables")  # type: ignore[arg-type]
+            world.settings = replace(world.settings, proxy_mode="iptables")
             async with world.running() as (_, events):
                 world.say(WEB, DNS)
                 await events.next("ready")

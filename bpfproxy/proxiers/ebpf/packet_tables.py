@@ -15,7 +15,7 @@ from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import Range
 from bpfproxy.proxiers.ebpf.served_ports import ServedPorts
-from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps, Snapshot
+from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
@@ -25,13 +25,22 @@ _TRUE = codec.U32.pack(1)
 class PacketTables:
     """Writes the maps of packet_maps.h that user space fills."""
 
-    def __init__(self, maps: Maps, found: Snapshot) -> None:
+    def __init__(self, maps: Maps) -> None:
         self._maps = maps
-        self.loaded = "networks4" in maps
-        """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
-        self._ports = ServedPorts(maps, chain(found.frontends, found.backends)) if self.loaded else None
-        self._reconcile(found.backends)
+        self._ports: ServedPorts | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a packet level. It may come later."""
+        return "networks4" in self._maps
+
+    def reconcile(self, frontends: Iterable[Frontend], backends: Mapping[Backend, BackendEntry]) -> None:
+        """Bring our rows to what the service tables hold: an agent was killed between two writes, or ran without the
+        packet level."""
+        if self.loaded:
+            self._ports = ServedPorts(self._maps, chain(frontends, backends))
+            self._reconcile_backends(backends)
 
     # ---- ports: packets to others are none of ours ----
 
@@ -52,10 +61,8 @@ class PacketTables:
         if self.loaded:
             self._fresh[backend] = number
 
-    def _reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
-        """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
-        without the packet level."""
-        for family in _FAMILIES if self.loaded else ():
+    def _reconcile_backends(self, backends: Mapping[Backend, BackendEntry]) -> None:
+        for family in _FAMILIES:
             wanted = {
                 packet.encode_backend_key(backend): codec.U32.pack(entry.id)
                 for backend, entry in backends.items()
@@ -121,15 +128,19 @@ class PacketTables:
     def write_devices(self, ops: Sequence[Op]) -> None:
         """What programs know of a device, before they are attached to it."""
         for op in ops if self.loaded else ():
-            plan: DevicePlan = op.row
-            source = _by_family(plan.sources)
-            row = packet.encode_device(pod=plan.one_pod, address4=source[4], address6=source[6])
-            self._maps["devices"].update(codec.U32.pack(plan.index), row)
+            write_device(self._maps, op.row, xdp=False)
 
     def delete_devices(self, ops: Sequence[Op]) -> None:
         """After the programs are gone from them."""
         if self.loaded:
             delete_rows(self._maps["devices"], [codec.U32.pack(op.key.index) for op in ops])
+
+
+def write_device(maps: Maps, plan: DevicePlan, *, xdp: bool) -> None:
+    """What programs know of a device; `xdp`: an XDP program has been attached to it."""
+    source = _by_family(plan.sources)
+    row = packet.encode_device(pod=plan.one_pod, xdp=xdp, address4=source[4], address6=source[6])
+    maps["devices"].update(codec.U32.pack(plan.index), row)
 
 
 def _by_family(addresses: Iterable[Address]) -> Mapping[Family, Address]:
