@@ -45,10 +45,33 @@ from tests.unit import strategies
 RENDERER = NftablesRenderer(cluster_networks=strategies.CIDRS)
 NODE_PLAN = NodePlan(frozenset({parse_address("192.0.2.7"), parse_address("fd02::7")}))
 FOREIGN = """
-table ip filter { chain INPUT { type filter hook input priority 0; ip daddr 192.0.2.1 drop; } }
-table inet kube-proxy { set s { type ipv4_addr; elements = { 192.0.2.1 } } }
-table ip6 other { chain c { }
-chain d { jump c; } }
+add table ip filter
+add chain ip filter INPUT { type filter hook input priority 0 ; }
+add rule ip filter INPUT ip daddr 192.0.2.1 drop
+add table inet kube-proxy
+add set inet kube-proxy s { type ipv4_addr ; }
+add element inet kube-proxy s { 192.0.2.1 }
+add table ip6 other
+add chain ip6 other c
+add chain ip6 other d
+add rule ip6 other d jump c
+"""
+ADDITIONS = """
+add counter ip kube-proxy c
+add set ip kube-proxy mine { type ipv4_addr ; flags interval ; }
+add element ip kube-proxy mine { 10.0.0.0/8 }
+add map ip kube-proxy more { type ipv4_addr : verdict ; }
+add chain ip kube-proxy one
+add rule ip kube-proxy one ip saddr @mine counter name c accept
+add chain ip kube-proxy two { type filter hook forward priority 5 ; policy drop ; }
+add rule ip kube-proxy two jump one
+add rule ip kube-proxy services tcp dport 99 drop
+add element ip kube-proxy more { 10.0.0.1 : goto one }
+add element ip kube-proxy service-ips { 10.0.0.1 . tcp . 80 : goto one }
+add element ip kube-proxy cluster-ips { 10.0.0.1 }
+delete element ip kube-proxy cluster-ips { 172.30.0.1 }
+add element ip kube-proxy cluster-ips { 172.30.0.1 }
+flush chain ip kube-proxy mark-for-masquerade
 """
 
 
@@ -221,27 +244,7 @@ def test_what_others_put_into_the_table_goes(namespace: str) -> None:
     wanted = rows_of_services(service("a"))
     bring_to(new(), wanted)
     ours = command("-s", "list", "ruleset")
-    command(
-        "-f",
-        "-",
-        script="""
-        table ip kube-proxy {
-            counter c { }
-            set mine { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
-            map more { type ipv4_addr : verdict; }
-            chain one { ip saddr @mine counter name c accept; }
-            chain two { type filter hook forward priority 5; policy drop; jump one; }
-        }
-        add rule ip kube-proxy services tcp dport 99 drop
-        add rule ip kube-proxy one goto services
-        add element ip kube-proxy more { 10.0.0.1 : goto one }
-        add element ip kube-proxy service-ips { 10.0.0.1 . tcp . 80 : goto one }
-        add element ip kube-proxy cluster-ips { 10.0.0.1 }
-        delete element ip kube-proxy cluster-ips { 172.30.0.1 }
-        add element ip kube-proxy cluster-ips { 172.30.0.1 }
-        flush chain ip kube-proxy mark-for-masquerade
-        """,
-    )
+    command("-f", "-", script=ADDITIONS)
     stale = {op.key for op in bring_to(new(), wanted)}
     assert stale >= {
         OtherKey(4, "counter", "c"),

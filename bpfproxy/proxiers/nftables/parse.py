@@ -84,9 +84,13 @@ def _elements(family: Family, fields: Mapping[str, Any]) -> dict[Key, Row]:
         comment = ""
         if isinstance(value, dict) and "elem" in value:
             value, comment = value["elem"]["val"], value["elem"].get("comment", "")
-        owner, comment = (comment, "") if name == names.CLUSTER_IPS else ("", comment)
-        key = ElementKey(family, name, _element(value), owner)
-        rows[key] = ElementRow(_verdict(verdict) if verdict is not None else "", comment)
+        if name == names.CLUSTER_IPS:
+            rows.update(
+                (ElementKey(family, name, _element(value), one), ElementRow()) for one in names.owners_of(comment)
+            )
+            continue
+        text = _verdict(verdict) if verdict is not None else ""
+        rows[ElementKey(family, name, _element(value))] = ElementRow(text, comment)
     return rows
 
 
