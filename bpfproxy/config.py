@@ -18,7 +18,7 @@ from bpfproxy.errors import InputError
 
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
-ProxyMode = Literal["ebpf"]
+ProxyMode = Literal["ebpf", "userspace"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
 IptablesVariant = Literal["auto", "nft", "legacy"]
 
@@ -114,6 +114,9 @@ class Settings:
     max_flows: int = 131072
     """Size of each map of flows (four: two per family), rows; the least recently used one makes room."""
 
+    max_connections: int = 16384
+    """Connections and UDP sessions that the userspace proxier carries at once; more are turned away."""
+
     conntrack_tcp_syn: float = 120.0
     """Idle time after which a TCP flow without an answer is forgotten, seconds."""
 
@@ -155,7 +158,7 @@ class Settings:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if name.startswith("max_") and not 1 <= value <= _ROWS_MAX:
-                raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX} rows")
+                raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX}")
             if name.startswith("conntrack_") and not 0.1 <= value <= _IDLE_MAX:
                 raise InputError(f"{flag(name)} {value:g}: expected 0.1 to {_IDLE_MAX:g} seconds")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from bpfproxy.bench import change, connect, start, sync
+from bpfproxy.bench import change, connect, lockstep, outside, packet, start, sync
 from bpfproxy.bench.figures import Figure
 from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.report import Report, replace_between_markers
@@ -23,7 +23,9 @@ from bpfproxy.lab.place import PROJECT
 
 Measure = Callable[..., Iterator[Figure]]
 
-MEASURES: dict[str, Measure] = {module.NAME: module.measure for module in (connect, change, sync, start)}
+MEASURES: dict[str, Measure] = {
+    module.NAME: module.measure for module in (connect, outside, packet, lockstep, change, sync, start)
+}
 DOCUMENT = PROJECT / "docs" / "performance.md"
 
 

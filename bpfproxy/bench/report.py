@@ -112,7 +112,15 @@ def _cells(item: Figure) -> tuple[str, ...]:
     )
 
 
-_DIGITS = {"ratio": "{:.3f}", "ns/op": "{:,.0f}", "ns": "{:,.0f}", "ms": "{:.3f}", "s": "{:.3f}", "MiB": "{:.1f}"}
+_DIGITS = {
+    "ratio": "{:.3f}",
+    "ns/op": "{:,.0f}",
+    "ns": "{:,.0f}",
+    "ms": "{:.3f}",
+    "s": "{:.3f}",
+    "MiB": "{:.1f}",
+    "Gb/s": "{:.1f}",
+}
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -13,16 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bpfproxy import capabilities
 from bpfproxy.datapath import libbpf, testrun
 from bpfproxy.datapath.libbpf import ffi, lib
-from bpfproxy.errors import PermissionsError, UnsupportedError
+from bpfproxy.errors import UnsupportedError
 
-CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_SYS_ADMIN": 21}
 _REQUIRED: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON")
-_STANDS_FOR: Final = {"CAP_BPF": "CAP_SYS_ADMIN", "CAP_PERFMON": "CAP_SYS_ADMIN"}
 
 HELPERS: Final = {
     "bpf_get_socket_cookie": 46,
@@ -40,27 +38,14 @@ _SO_NETNS_COOKIE: Final = 71
 _SOCKET_FILTER: Final = 1
 
 
-def held_capabilities() -> frozenset[str]:
-    """Those of CAPABILITIES that are in effect."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            mask = int(line.split()[1], 16)
-            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
-    raise UnsupportedError("/proc/self/status shows no capabilities")
-
-
 def missing_capabilities() -> list[str]:
-    """What this process lacks to load and attach programs. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as in
-    the kernel."""
-    held = held_capabilities()
-    return [name for name in _REQUIRED if name not in held and _STANDS_FOR.get(name) not in held]
+    """What this process lacks to load and attach programs."""
+    return capabilities.missing(_REQUIRED)
 
 
 def require_capabilities() -> None:
     """Raises PermissionsError that names what is missing."""
-    missing = missing_capabilities()
-    if missing:
-        raise PermissionsError(f"missing {', '.join(missing)}: run as root, or grant them")
+    capabilities.require(*_REQUIRED)
 
 
 def has_program_type(section: str) -> bool:

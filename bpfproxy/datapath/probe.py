@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bpfproxy import capabilities
 from bpfproxy.config import LoaderName
 from bpfproxy.datapath import bpffs, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.libbpf import ENOTSUPP
@@ -37,7 +38,7 @@ def probe(state_dir: Path, cgroup_dir: Path | None = None, loader_name: LoaderNa
 
 
 def _capabilities() -> Iterator[Finding]:
-    held = features.held_capabilities()
+    held = capabilities.held()
     missing = features.missing_capabilities()
     yield Finding(
         "capabilities",

@@ -51,13 +51,18 @@ class Outcome:
     packet: bytes
     nanoseconds: int
     """Mean time of a run."""
+    metadata: bytes = b""
+    """What an XDP program has put before the packet, for tc."""
 
 
-def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
+def run(
+    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0, segment: int = 0
+) -> Outcome:
     """Run the program `fd`, of program type `kind`, on a frame. Raises OSError: for one, if `flags` has
     CHECKSUM_COMPLETE and the checksum of the whole packet is not what the program made the kernel believe (EBADMSG).
 
-    `ifindex` is the device that the packet arrives by; 0 leaves it to the kernel (the loopback device).
+    `ifindex` is the device that the packet arrives by; 0 leaves it to the kernel (the loopback device). `segment`, for
+    tc: the packet is one that a device is to cut into segments with so many bytes of data.
     """
     options = ffi.new("struct bpf_test_run_opts *")
     options.sz = ffi.sizeof("struct bpf_test_run_opts")
@@ -67,12 +72,16 @@ def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1,
     options.data_out, options.data_size_out = data_out, len(data_out)
     options.repeat, options.flags = repeat, flags
     context: Any = None
-    if ifindex and kind == _XDP:
+    if kind == _XDP:
         context = ffi.new("struct xdp_md *", {"data_end": len(packet), "ingress_ifindex": ifindex})
-    elif ifindex:
-        context = ffi.new("struct __sk_buff *", {"ifindex": ifindex})
+        options.ctx_out, options.ctx_size_out = context, ffi.sizeof(context[0])
+    elif ifindex or segment:
+        segments = {"gso_size": segment, "gso_segs": -(-len(packet) // segment)} if segment else {}
+        context = ffi.new("struct __sk_buff *", {"ifindex": ifindex, **segments})
     if context is not None:
         options.ctx_in, options.ctx_size_in = context, ffi.sizeof(context[0])
     libbpf.check(lib().bpf_prog_test_run_opts(fd, options), "BPF_PROG_TEST_RUN")
     verdict = int(ffi.cast("int32_t", options.retval))
-    return Outcome(verdict, bytes(ffi.buffer(data_out, options.data_size_out)), options.duration)
+    found = bytes(ffi.buffer(data_out, options.data_size_out))
+    before = context.data if kind == _XDP else 0
+    return Outcome(verdict, found[before:], options.duration, found[:before])

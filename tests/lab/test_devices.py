@@ -81,7 +81,8 @@ class Run:
         self.programs = take_programs(self.loaded.programs)
         self.names = {int(libbpf.info(p.fd, "prog").id): name for name, p in self.programs.items()}
         self.hooks = DeviceHooks(top, tcx=tcx)
-        self.table = DeviceTable(self.hooks, self.programs, held=held)
+        self.table = DeviceTable(self.hooks, held=held)
+        self.table.equip(self.programs)
         self.tables = _service_tables(state)
         self.proxier = EbpfProxier(
             self.tables.maps,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from bpfproxy.datapath import libbpf
@@ -43,19 +43,41 @@ def programs(plan: DevicePlan, *, xdp: bool) -> dict[Hook, str]:
 
 
 class DeviceTable:
-    """Attaches `loaded` programs (all of PROGRAMS, by name) to devices, and owns their descriptors.
+    """Attaches programs to devices, and owns their descriptors. Before the first `write` it has to be equipped.
 
-    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working.
+    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working. `attached_xdp` is
+    called with each device that has got XDP.
     """
 
-    def __init__(self, hooks: DeviceHooks, loaded: Mapping[str, Program], *, held: bool = False) -> None:
+    def __init__(
+        self,
+        hooks: DeviceHooks,
+        *,
+        held: bool = False,
+        attached_xdp: Callable[[DevicePlan], None] = lambda _: None,
+    ) -> None:
         self._hooks = hooks
-        self._programs = {name: loaded[name] for name in PROGRAMS}
-        self._ids = {name: int(libbpf.info(p.fd, "prog").id) for name, p in self._programs.items()}
+        self._attached_xdp = attached_xdp
+        self._programs: dict[str, Program] = {}
+        self._ids: dict[str, int] = {}
         self._applied: dict[int, DevicePlan] = {}
         self._by_tc: dict[int, str] = {}
         """Devices where tc does what XDP was asked for, and why."""
         self._held: dict[DeviceKey, Op] | None = {} if held else None
+
+    @property
+    def equipped(self) -> bool:
+        """Whether it has programs."""
+        return bool(self._ids)
+
+    def equip(self, loaded: Mapping[str, Program]) -> None:
+        """Give it programs: all of PROGRAMS, by name."""
+        self._programs = {name: loaded[name] for name in PROGRAMS}
+        self._ids = {name: int(libbpf.info(p.fd, "prog").id) for name, p in self._programs.items()}
+
+    def in_force(self) -> bool:
+        """Whether no other programs than these stand at the devices."""
+        return {*self._hooks.standing().values()} <= {*self._ids.values()}
 
     def read(self) -> dict[DeviceKey, DevicePlan]:
         """What is attached. Where it is not what was applied last, or was attached by an earlier run, the row is one
@@ -143,6 +165,8 @@ class DeviceTable:
         if Hook.TC_IN not in hooks:
             return
         self._applied[plan.index] = plan
+        if plan.xdp and not refused and exists(plan.index):
+            self._attached_xdp(plan)
         if refused:
             self._by_tc[plan.index] = refused
             if plan.xdp is Xdp.REQUIRED:

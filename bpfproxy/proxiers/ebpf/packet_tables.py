@@ -25,9 +25,12 @@ class PacketTables:
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
-        self.loaded = "networks4" in maps
-        """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a packet level. It may come later."""
+        return "networks4" in self._maps
 
     # ---- backends: packets to them directly are told from those to a Service ----
 
@@ -105,15 +108,19 @@ class PacketTables:
     def write_devices(self, ops: Sequence[Op]) -> None:
         """What programs know of a device, before they are attached to it."""
         for op in ops if self.loaded else ():
-            plan: DevicePlan = op.row
-            source = _by_family(plan.sources)
-            row = packet.encode_device(pod=plan.one_pod, address4=source[4], address6=source[6])
-            self._maps["devices"].update(codec.U32.pack(plan.index), row)
+            write_device(self._maps, op.row, xdp=False)
 
     def delete_devices(self, ops: Sequence[Op]) -> None:
         """After the programs are gone from them."""
         if self.loaded:
             delete_rows(self._maps["devices"], [codec.U32.pack(op.key.index) for op in ops])
+
+
+def write_device(maps: Maps, plan: DevicePlan, *, xdp: bool) -> None:
+    """What programs know of a device; `xdp`: an XDP program has been attached to it."""
+    source = _by_family(plan.sources)
+    row = packet.encode_device(pod=plan.one_pod, xdp=xdp, address4=source[4], address6=source[6])
+    maps["devices"].update(codec.U32.pack(plan.index), row)
 
 
 def _by_family(addresses: Iterable[Address]) -> Mapping[Family, Address]:
