@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from bpfproxy.model.event import Update
 from bpfproxy.model.frontend import NodePlan
 from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, Service, ServicePort
 from bpfproxy.netfilter import nft
-from bpfproxy.plan import NodeConfig, plan_service
+from bpfproxy.plan import NodeConfig, node_config, plan_node, plan_service
 from bpfproxy.proxiers.base import Op, Rows
 from bpfproxy.proxiers.nftables import lifecycle
 from bpfproxy.proxiers.nftables.proxier import NftablesProxier
@@ -155,6 +156,44 @@ def test_what_is_written_is_read(namespace: str, tmp_path: Path, detector: bool,
     assert bring_to(NftablesProxier(renderer), wanted) == []
     bring_to(NftablesProxier(renderer, batch=batch), {})
     assert new().read() == {}
+
+
+def test_other_settings_are_written_and_read(namespace: str) -> None:
+    """One after the other in one table."""
+    for chosen in (
+        Settings(),
+        Settings(nodeport_addresses=("0.0.0.0/0", "::/0"), snat_ports="1025-65535", masquerade_bit=31),
+        Settings(nodeport_addresses=("0.0.0.0/0", "fd02::/64"), service_cidr=("10.96.0.0/12", "10.112.0.0/12")),
+        Settings(service_cidr=("10.96.0.0/12", "10.128.0.0/12", "fd30::/108"), snat_ports="1024-2000"),
+        Settings(),
+    ):
+        renderer = lifecycle.renderer(chosen)
+        plan = plan_node(node_config(chosen, "n1", NODE_PLAN.node_port_addresses))
+        wanted = dict(renderer.render_node(plan))
+        bring_to(NftablesProxier(renderer), wanted)
+        assert NftablesProxier(renderer).read() == wanted
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["10.0.0.0/8"],
+        ["10.1.0.0/16", "10.2.0.0/15", "10.64.0.0/16"],
+        ["192.0.2.1/32", "192.0.2.2/32", "192.0.2.4/31", "198.51.100.0/24"],
+        ["0.0.0.0/1", "128.0.0.0/2"],
+        ["255.255.255.255/32", "0.0.0.0/32"],
+        ["2001:db8::/33", "2001:db8:8000::/34", "::1/128"],
+    ],
+)
+def test_source_ranges_are_read(namespace: str, texts: list[str]) -> None:
+    ranges = tuple(ip_network(text) for text in texts)
+    vips = (parse_address("198.51.100.1"), parse_address("2001:db8:1::1"))
+    both = (parse_address("172.30.0.1"), parse_address("fd30::1"))
+    one = service("a", cluster_ips=both, type="LoadBalancer", load_balancer_ips=vips, source_ranges=ranges)
+    wanted = rows_of_services(one)
+    assert any(isinstance(key, ChainKey) and key.name.startswith("firewall-") and "/" in key.name for key in wanted)
+    bring_to(new(), wanted)
+    assert new().read() == wanted
 
 
 def test_a_change_costs_what_changed(namespace: str) -> None:

@@ -118,6 +118,8 @@ def _rule(fields: Mapping[str, Any]) -> str:
 
 def _statement(item: Any) -> str:
     match item:
+        case {"match": {"op": "==", "left": left, "right": {"prefix": {"addr": 0, "len": 1}}}} if left == _MARK:
+            return "mark and 0x80000000 == 0"  # which nft takes for a network
         case {"match": {"op": op, "left": left, "right": right}}:
             operator = "" if op == "in" or (op == "==" and "&" not in left) else f"{op} "
             return f"{_expression(left)} {operator}{_operand(right)}"
@@ -212,6 +214,8 @@ def _masquerade_port(port: Any) -> list[str]:
             return []
         case {"range": [first, last]}:
             return [f"to :{first}-{last}"]
+        case int():
+            return [f"to :{port}"]
     return [_unknown(port)]
 
 
