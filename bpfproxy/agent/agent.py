@@ -163,6 +163,7 @@ class Agent:
             process.notify("STOPPING=1")
             for task in tasks:
                 task.cancel()
+            upkeep.stop()
 
     # ---- what the sources say -------------------------------------------------------------------------------------
 
