@@ -43,6 +43,7 @@ from bpfproxy.proxiers.nftables.rows import (
 )
 from tests.unit import strategies
 
+UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 RENDERER = NftablesRenderer(cluster_networks=strategies.CIDRS)
 NODE_PLAN = NodePlan(frozenset({parse_address("192.0.2.7"), parse_address("fd02::7")}))
 FOREIGN = """
@@ -227,7 +228,7 @@ def test_nothing_is_listed_unless_somebody_has_written(namespace: str, monkeypat
 
 
 @given(data=st.data(), batch=st.sampled_from([3000, 3]))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=UNHURRIED)
 def test_changes_and_restarts(namespace: str, data: st.DataObject, batch: int) -> None:
     """After any of them the kernel holds the rows of the Services that there are, and a restart has nothing to do."""
     node = NodeConfig("n1", cluster_cidrs=tuple(strategies.CIDRS), addresses=NODE_PLAN.node_port_addresses)

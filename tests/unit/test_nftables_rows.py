@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpfproxy.diff import diff
@@ -54,6 +54,7 @@ def worlds(draw: st.DrawFn) -> dict[Key, Row]:
 
 
 @given(worlds(), worlds())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_after_any_part_of_a_sync_nothing_leads_astray(before: dict[Key, Row], after: dict[Key, Row]) -> None:
     state = dict(before)
     for op in diff(before, after, RENDERER.phase):
