@@ -17,7 +17,7 @@ from bpfproxy.api import Plan, plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
 from bpfproxy.engine import Engine
-from bpfproxy.errors import UnsupportedError
+from bpfproxy.errors import DatapathError, UnsupportedError
 from bpfproxy.lab import cases, manifests, netns, remains
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
@@ -225,6 +225,24 @@ def test_nothing_is_listed_unless_somebody_has_written(namespace: str, monkeypat
     bring_to(proxier, NODE_ROWS)
     assert proxier.read() == NODE_ROWS
     assert listed == ["ip", "ip6"]
+
+
+def test_a_listing_that_failed_is_not_taken_for_one(namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = rows_of_services(service("a"))
+    bring_to(new(), wanted)
+    proxier = new()
+    list_table = nft.list_table
+
+    def fail(family: str, table: str) -> list[nft.Object] | None:
+        if family == "ip6":
+            raise DatapathError("not now")
+        return list_table(family, table)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nft, "list_table", fail)
+        with pytest.raises(DatapathError):
+            proxier.read()
+    assert proxier.read() == wanted
 
 
 @given(data=st.data(), batch=st.sampled_from([3000, 3]))

@@ -20,8 +20,8 @@ _DECLARE, _WRITE, _DELETE_ELEMENT, _EMPTY, _DELETE_SET, _DELETE_CHAIN = range(6)
 class Script:
     """Commands, and for each the op that it is for.
 
-    `applied` is what the kernel holds, `owners` the Services that asked for a ClusterIP: more than one
-    may. Neither is changed.
+    `applied` is what the kernel holds, `owners` the Services that asked for a ClusterIP: more than one may. Neither is
+    changed.
     """
 
     def __init__(
