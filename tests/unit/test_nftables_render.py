@@ -150,7 +150,9 @@ def test_source_ranges(texts: list[str], rule: str | None) -> None:
     plan = plan_service(service, [], NodeConfig("n1"))
     assert plan is not None
     rows = NftablesRenderer().render(plan)
-    chains = {key.name: row.rules for key, row in rows.items() if isinstance(row, ChainRow)}
+    chains = {
+        key.name: row.rules for key, row in rows.items() if isinstance(key, ChainKey) and isinstance(row, ChainRow)
+    }
     firewall = [rules for name, rules in chains.items() if name.startswith("firewall-")]
     assert firewall == ([(rule,)] if rule else [])
 

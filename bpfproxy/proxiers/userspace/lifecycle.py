@@ -9,12 +9,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from bpfproxy import capabilities
 from bpfproxy.config import Settings
 from bpfproxy.errors import UnsupportedError
 from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.finding import Finding
-from bpfproxy.netfilter import nft
+from bpfproxy.netfilter import nft, privileges
 from bpfproxy.proxiers.userspace import process, redirect
 from bpfproxy.proxiers.userspace.process import Process
 from bpfproxy.proxiers.userspace.proxier import UserspaceProxier
@@ -27,8 +26,8 @@ def renderer(settings: Settings) -> UserspaceRenderer:
 
 
 def require() -> None:
-    """Raises PermissionsError without CAP_NET_ADMIN."""
-    capabilities.require("CAP_NET_ADMIN")
+    """Raises PermissionsError that names the capabilities that this process lacks."""
+    privileges.require()
 
 
 def open_proxier(settings: Settings) -> UserspaceProxier:
