@@ -8,7 +8,8 @@
  * An address of 16 bytes holds IPv4 as ::ffff:a.b.c.d.
  *
  * Changing a layout here changes the directory in which maps are pinned: an upgraded agent starts with new maps and
- * switches the programs over when they are filled.
+ * switches the programs over when they are filled. What programs write in the maps of flows and sockets is taken over by
+ * the names of fields: a field whose meaning changes gets another name.
  */
 
 /* ---- frontends ------------------------------------------------------------------------------------------------ */

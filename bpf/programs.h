@@ -50,6 +50,9 @@ static __always_inline int program_slow(context_t *ctx, enum hook hook, __u32 kn
 	struct packet p = {};
 	enum parsed parsed = packet_parse(ctx, &p, hook, 1);
 
+	/* SCTP's checksum covers the whole message, of which no fragment tells the length. */
+	if (parsed == PARSED && p.fragment && p.protocol == IPPROTO_SCTP)
+		return packet_pass(&p, REASON_FRAGMENT);
 	if (parsed == PARSED && p.fragment == FRAGMENT_LATER) {
 		if (fragment_find(&p))
 			return packet_pass(&p, REASON_FRAGMENT);

@@ -70,7 +70,7 @@ class Settings:
     """Devices that lead to pods of this node, names or patterns: host ends of veths, or bridges that join them;
     default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
 
-    acceleration: Acceleration = "none"
+    acceleration: Acceleration = "auto"
     """Packet level, for clients outside the cluster and pods without hooks: by XDP or by tc; auto takes XDP where a
     network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone."""
 

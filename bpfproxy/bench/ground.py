@@ -82,6 +82,7 @@ class Ground:
         defaults: dict[str, Any] = {
             "state_dir": self.directory / f"state-{next(_states)}",
             "cgroup": self.hooked,
+            "acceleration": "none",  # an engine runs in the namespace of the bench itself
             "node_name": NODE,
             "loader": "prebuilt",
         }

@@ -121,6 +121,7 @@ class Datapath:
 
     def __init__(self, loader_name: Literal["bcc", "prebuilt"], top: Path, namespace: str, **constants: int) -> None:
         self.namespace = namespace
+        self.top = top
         settings = Settings(
             max_frontends=256, max_sets=256, max_backends=512, max_slots=1 << 20, snat_ports=f"{SNAT[0]}-{SNAT[1]}"
         )
