@@ -122,6 +122,8 @@ const volatile struct config config = {};
 #define xdp_adjust_tail(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_tail)(xdp, size))
 #define xdp_adjust_meta(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_meta)(xdp, size))
 
+/* Neither compiler nor verifier knows this value any more, nor where it is from. */
+#define opaque(x) asm volatile("" : "+r"(x))
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

@@ -76,6 +76,8 @@ class Agent:
         self._node_changed = False
         self._troubles: frozenset[str] = frozenset()
         """Reasons of refused rows and failed syncs that have been logged and last."""
+        self._heard = False
+        """A sync has taken in what the source of objects says: before, nothing can be missing."""
         self._incomplete = False
         self._status_changed = asyncio.Event()
         self.status = status.AgentStatus(
@@ -226,8 +228,10 @@ class Agent:
             upkeep.tend(group)
             while (delay := self._runner.delay()) > 0:
                 self._wake.clear()
+                # Not wait_for(), which before Python 3.12 loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
             await self._sync_once(engine)
             if not self._troubles:
                 await upkeep.retire()
@@ -235,6 +239,7 @@ class Agent:
     async def _sync_once(self, engine: Engine) -> None:
         full = self._runner.begin()
         updates, self._updates = self._updates, []
+        self._heard |= bool(updates)
         node = self._config() if self._node_changed else None
         self._node_changed = False
         counters = self.status.counters
@@ -290,7 +295,7 @@ class Agent:
             self.status.ready = True
             emit(log, logging.INFO, "ready", services=self.status.services, frontends=len(engine.frontends()))
             process.notify("READY=1")
-        elif not self._incomplete:
+        elif self._heard and not self._incomplete:
             self._incomplete = True
             emit(
                 log,

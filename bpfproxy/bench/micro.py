@@ -35,8 +35,9 @@ DOCUMENT = PROJECT / "docs" / "performance.md"
 @click.option("-o", "--output", type=click.Choice(("table", "json", "markdown")), default="table", show_default=True)
 @click.option("--update-docs", is_flag=True, help=f"Write the tables into {DOCUMENT.relative_to(PROJECT)} as well.")
 def main(quick: bool, only: tuple[str, ...], output: str, update_docs: bool) -> None:
-    """Measure connections through the hooks beside direct ones, the time from a change to the maps, full syncs, and
-    the agent's start and memory. Figures that are not as aimed are shown so; they are no failure."""
+    """Measure connections through the hooks, and from outside, beside direct ones; packets in the programs alone and
+    through a node; the time from a change to the maps, full syncs, and the agent's start and memory. Figures that are
+    not as aimed are shown so; they are no failure."""
     if os.geteuid() != 0:
         raise click.ClickException("programs are loaded and network namespaces made: run it as root")
     if update_docs and (quick or only):

@@ -25,7 +25,9 @@ from bpfproxy.model.event import Object, Update
 from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, Service, ServicePort
 
 NAME = "outside"
-REQUEST, STREAM = Aim("≥", 0.98), Aim("≥", 0.99)
+KINDS = {"request": ("TCP connect–request–close", Aim("≥", 0.98)), "stream": ("one TCP stream", Aim("≥", 0.99))}
+"""As outside.c names them, with title and aim."""
+HOST_ROUTED = "NodePort, host routing"
 
 NODE, BACKEND, NEIGHBOUR, ELSEWHERE = "node1", "pod1a", "pod1b", "pod2a"
 _SERVERS = (BACKEND, NEIGHBOUR, ELSEWHERE)
@@ -63,40 +65,49 @@ class Load:
     """Of a block: one arm in one round."""
 
 
-FULL = Load(31, 0.06)
+FULL = Load(25, 0.04)
 QUICK = Load(5, 0.005)
 
 
-def arms(family: Family) -> tuple[Arm, ...]:
+def arms(family: Family, *, host_routing: bool) -> tuple[Arm, ...]:
     """The first is what the others are compared with."""
+    direct = Arm("direct", family, ELSEWHERE, _PORT, ELSEWHERE)
+    if host_routing:
+        return direct, Arm(HOST_ROUTED, family, NODE, _NODE_PORT, BACKEND)
     return (
-        Arm("direct", family, ELSEWHERE, _PORT, ELSEWHERE),
+        direct,
         Arm("direct, by a node with programs", family, NEIGHBOUR, _PORT, NEIGHBOUR),
         Arm("NodePort", family, NODE, _NODE_PORT, BACKEND),
     )
 
 
 def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:
-    """Ratios direct / NodePort (1: the programs cost nothing), then what an operation costs."""
+    """Ratios direct / NodePort (1: the programs cost nothing), then what an operation costs: through the stack, then
+    past it."""
     load = QUICK if quick else FULL
-    with Topology() as topology, _serving(ground, topology) as state, _generator(ground, topology) as generator:
-        for family in (4, 6):
-            for kind, title, aim in (
-                ("request", "TCP connect–request–close", REQUEST),
-                ("stream", "one TCP stream", STREAM),
-            ):
-                for arm in arms(family):
-                    _verify(state, generator, kind, arm)
-                samples = _interleave(generator, kind, arms(family), load)
-                yield from _figures(f"{title}, IPv{family}", kind, samples, aim)
+    for host_routing in (False, True):
+        with (
+            Topology() as topology,
+            _serving(ground, topology, host_routing=host_routing) as state,
+            _generator(ground, topology) as generator,
+        ):
+            for family in (4, 6):
+                ways = arms(family, host_routing=host_routing)
+                for kind, (title, aim) in KINDS.items():
+                    for arm in ways:
+                        _verify(state, generator, kind, arm)
+                    yield from _figures(f"{title}, IPv{family}", kind, _interleave(generator, kind, ways, load), aim)
 
 
 def _figures(title: str, kind: str, samples: dict[Arm, list[float]], aim: Aim) -> Iterator[Figure]:
     direct, *others = samples
     for arm in others:
         ratios = stats.paired_ratios(samples[direct], samples[arm])  # of rates: the direct one is the divisor
-        yield figure(NAME, f"{title}: {arm.name} / direct", "ratio", ratios, aim if arm.name == "NodePort" else None)
+        aimed = arm.port == _NODE_PORT
+        yield figure(NAME, f"{title}: {arm.name} / direct", "ratio", ratios, aim if aimed else None)
     for arm, values in samples.items():
+        if arm is direct and others[0].name == HOST_ROUTED:
+            continue  # it is there already
         if kind == "stream":
             yield figure(NAME, f"{title}: {arm.name}", "Gb/s", [1e9 / value / _MIB_PER_GIGABIT for value in values])
         else:
@@ -150,13 +161,14 @@ def _objects() -> Iterator[Object]:
 
 
 @contextmanager
-def _serving(ground: Ground, topology: Topology) -> Iterator[Path]:
+def _serving(ground: Ground, topology: Topology, *, host_routing: bool) -> Iterator[Path]:
     """The datapath of NODE."""
     settings = ground.settings(
         acceleration="tc",
         cgroup=topology.node_cgroup(NODE),
         cluster_cidr=CLUSTER_CIDRS,
         device=(UPLINK,),
+        host_routing=host_routing,
         pod_device=("pod*",),
         node_name=NODE,
     )

@@ -31,8 +31,8 @@ FLAT = Aim("≤", 1.1)
 SERVICES = 10_000
 REMOTE_ENDPOINTS = 100
 """So many that source ports are hardly ever taken."""
-_ROWS = 131_072
-"""Of the flow maps, by default, and of those in packets.bpf.c."""
+_FLOOR_ROWS = 131_072
+"""Of the maps in packets.bpf.c."""
 _WARM = 10_000
 
 
@@ -45,15 +45,17 @@ class Load:
     """How much is measured."""
 
     services: int
+    flows: int
+    """Rows of each of our maps of flows; the default in a full run."""
     rounds: int
     hits: int
     """Packets of a block, of flows that are known."""
     new: int
-    """Likewise, of new flows; blocks of 10,000 services use all of them."""
+    """Likewise, of new flows."""
 
 
-FULL = Load(SERVICES, 11, 100_000, 20_000)
-QUICK = Load(100, 2, 20_000, 2_000)
+FULL = Load(SERVICES, 131_072, 9, 60_000, 20_000)
+QUICK = Load(100, 16_384, 2, 10_000, 2_000)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ class Arm:
         return self.traffic.flows == ENDLESS
 
     @property
+    def known(self) -> bool:
+        """Whether they are of flows that have to be there before."""
+        return self.reason == "reused"
+
+    @property
     def translated(self) -> bool:
         """Whether they go to a backend."""
         return self.reason != "not_ours"
@@ -83,8 +90,9 @@ class Arm:
 class Node:
     """A node with its datapath, and a generator beside it."""
 
-    def __init__(self, place: wire.WireNode, services: int, state: Path, generator: Packets) -> None:
+    def __init__(self, place: wire.WireNode, services: int, rows: int, state: Path, generator: Packets) -> None:
         self.services = services
+        self._rows = rows
         self.packets = generator
         self._state = state
         [directory] = (state / "bpf").glob("maps-*")
@@ -95,43 +103,44 @@ class Node:
         # The pods' devices have tc alone, with the program that uplinks have without XDP.
         self._programs = {"xdp": found["xdp", self._ifindex], "tc": found["tc_in", place.index("pod0")]}
         self._flow = 0  # the next one that nobody has seen
+        self._expected: dict[Layer, Counter[str]] = {layer: Counter() for layer in LAYERS}
+        self._former = {layer: self._counted(layer) for layer in LAYERS}
 
     def run(self, layer: Layer, arm: Arm, count: int) -> float:
-        """Nanoseconds of a packet of this kind, with the generator's part."""
-        self._prepare(layer, arm)
-        return self._send(layer, arm, count)
-
-    def _prepare(self, layer: Layer, arm: Arm) -> None:
-        """See to it that flows are known, or not, or that no row is free."""
+        """Nanoseconds of a packet of this kind, with the generator's part. The tables are made as the kind asks."""
         if arm.full:
-            self._send(layer, arm, _ROWS + _ROWS // 8)
-            return
-        for map_ in self._maps:
-            self.packets.clear(map_)
-        if not arm.new and arm.translated:
-            self._send(layer, arm, arm.traffic.flows)
+            self._send(layer, arm, self._rows + self._rows // 8, arm.reason)
+        else:
+            for map_ in self._maps:
+                self.packets.clear(map_)
+            if arm.known:
+                self._send(layer, arm, arm.traffic.flows, "translated")
+        return self._send(layer, arm, count, arm.reason)
 
-    def _send(self, layer: Layer, arm: Arm, count: int) -> float:
+    def _send(self, layer: Layer, arm: Arm, count: int, reason: str) -> float:
         traffic = arm.traffic
         if arm.new:
             traffic = replace(traffic, first=self._flow)
             self._flow += count
         self.packets.make(traffic)
+        self._expected[layer][reason] += count
         return self.packets.test(layer, self._programs[layer], count, self._ifindex).nanoseconds
 
-    def verify(self, layer: Layer, arm: Arm, count: int) -> None:
-        """See that packets of this kind are treated as they should be. Raises NotTranslatedError."""
-        self._prepare(layer, arm)
-        before = self._counted(layer)
-        self._send(layer, arm, count)
-        found = self._counted(layer) - before
-        if found != Counter({arm.reason: count}):
-            raise NotTranslatedError(f"{layer}, {arm.title}: expected {count} times {arm.reason}, found {dict(found)}")
-        self.packets.make(replace(arm.traffic, first=self._flow))
-        self._flow += 1
-        frame = self.packets.test(layer, self._programs[layer], 1, self._ifindex).frame
+    def verify_frame(self, layer: Layer, arm: Arm) -> None:
+        """See what becomes of a packet of this kind. Raises NotTranslatedError."""
+        self.run(layer, arm, 1)
+        frame = self.packets.test(layer, self._programs[layer], 1, self._ifindex).frame  # of the packet that comes next
+        self._flow += arm.new
         if wrong := check_frame(frame, arm.traffic, translated=arm.translated, remote=arm.remote):
             raise NotTranslatedError(f"{layer}, {arm.title}: {wrong}")
+
+    def verify_counts(self, layer: Layer) -> None:
+        """See that all packets since the last time were treated as their kinds ask for. Raises NotTranslatedError."""
+        found, expected = self._counted(layer) - self._former[layer], self._expected[layer]
+        if any(found[reason] < count for reason, count in expected.items()):
+            raise NotTranslatedError(f"{layer}: expected {dict(expected)}, the datapath counted {dict(found)}")
+        self._former[layer] += found
+        expected.clear()
 
     def _counted(self, layer: Layer) -> Counter[str]:
         return Counter(api.open_view(self._state).node().metrics["xdp" if layer == "xdp" else "tc_in"])
@@ -143,7 +152,7 @@ def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:
     far = wire.make_far(ground)
     with packets(ground, far) as generator:
         yield from _floors(generator, load)
-    with _node(ground, far, "one", 1) as one, _node(ground, far, "many", load.services) as many:
+    with _node(ground, far, 1, load.flows) as one, _node(ground, far, load.services, load.flows) as many:
         for layer in LAYERS:
             for family in wire.FAMILIES:
                 yield from _programs(many, layer, family, load)
@@ -151,12 +160,17 @@ def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:
 
 
 @contextmanager
-def _node(ground: Ground, far: str, name: str, services: int) -> Iterator[Node]:
-    place = wire.make_node(ground, name, far)
-    cgroup = ground.hooked / name
+def _node(ground: Ground, far: str, services: int, flows: int) -> Iterator[Node]:
+    place = wire.make_node(ground, f"of-{services}", far)
+    cgroup = ground.hooked / place.name
     cgroup.mkdir()
     settings = ground.settings(
-        cgroup=cgroup, acceleration="xdp", device=("up0", "up1"), pod_device=("pod0",), snat_ports="1024-65535"
+        acceleration="xdp",
+        cgroup=cgroup,
+        device=("up0", "up1"),
+        max_flows=flows,
+        pod_device=("pod0",),
+        snat_ports="1024-63000",
     )
     objects = list(wire.services(services - 1))
     objects += wire.service(services - 1, families=wire.FAMILIES)
@@ -167,7 +181,7 @@ def _node(ground: Ground, far: str, name: str, services: int) -> Iterator[Node]:
         if report.failures:
             raise NotTranslatedError(f"{len(report.failures)} rows were refused: {report.failures[0].reason}")
         with packets(ground, place.netns) as generator:
-            yield Node(place, services, settings.state_dir, generator)
+            yield Node(place, services, flows, settings.state_dir, generator)
     with place.inside():
         api.cleanup(settings.state_dir)
 
@@ -196,9 +210,12 @@ def _arms(node: Node, family: Family, aimed: bool) -> list[Arm]:
 def _programs(node: Node, layer: Layer, family: Family, load: Load) -> Iterator[Figure]:
     arms = _arms(node, family, aimed=layer == "xdp" and family == 4)
     for arm in arms:
-        node.verify(layer, arm, 1_000)
+        node.verify_frame(layer, arm)
+        node.run(layer, arm, 1_000)
+    node.verify_counts(layer)
     runs = {arm.title: partial(node.run, layer, arm, load.new if arm.new else load.hits) for arm in arms}
     samples = _rounds(node.packets, layer, family, runs, load)
+    node.verify_counts(layer)
     for arm in arms:
         yield figure(NAME, f"{LAYERS[layer]}, IPv{family}: {arm.title}", "ns", samples[arm.title], arm.aim)
 
@@ -240,7 +257,7 @@ class Floors:
     def insert(self, family: Family, map_: str, *, full: bool) -> float:
         """Make rows that are not there; `full`: in the place of others."""
         if full:
-            self._send(family, f"insert_{map_}", _ROWS + _ROWS // 8, ENDLESS)
+            self._send(family, f"insert_{map_}", _FLOOR_ROWS + _FLOOR_ROWS // 8, ENDLESS)
         else:
             self._packets.clear(map_)
         return self._send(family, f"insert_{map_}", self._load.new, ENDLESS)
@@ -299,8 +316,6 @@ def _flat(one: Node, many: Node, layer: Layer, load: Load) -> Iterator[Figure]:
         "last": (many, to(many.services - 1)),
         "every": (many, to(0, many.services)),
     }
-    for node, arm in runs.values():
-        node.verify(layer, arm, 1_000)
     samples: dict[str, list[float]] = defaultdict(list)
     for _ in range(2 * load.rounds):
         many.packets.make(Traffic(4, wire.VIP[4]))
@@ -308,6 +323,8 @@ def _flat(one: Node, many: Node, layer: Layer, load: Load) -> Iterator[Figure]:
         for name in random.sample(list(runs), len(runs)):
             node, arm = runs[name]
             samples[name].append(node.run(layer, arm, load.new) - nothing)
+    for node in (one, many):
+        node.verify_counts(layer)
     title = f"{LAYERS[layer]}, IPv4: new flow, one entry, {many.services:,} Services / 1"
     last, every = (stats.paired_ratios(samples[name], samples["one"]) for name in ("last", "every"))
     yield figure(NAME, f"{title}: to the last", "ratio", last, FLAT if load is FULL else None)

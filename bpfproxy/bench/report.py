@@ -75,6 +75,9 @@ _ENOUGH = 100
 _TITLES = ("figure", "median", "95 % interval", "p99", "samples", "aim", "")
 _HEADINGS = {
     "connect": "connections and datagrams",
+    "outside": "from outside the cluster",
+    "packet": "a packet, by BPF_PROG_TEST_RUN",
+    "lockstep": "packets through a node",
     "change": "a change",
     "sync": "control plane",
     "start": "the agent",

@@ -98,6 +98,9 @@ def make_far(ground: Ground) -> str:
     """The namespace beyond the nodes; removed with `ground`, as all nodes are."""
     far = f"{remains.prefix(ground.lab_id)}-far"
     netns.make(far)
+    with netns.inside(far):
+        for key in ("all", "default"):
+            netns.set_sysctl(f"ipv6.conf.{key}.disable_ipv6", 1)  # nobody says anything of its own accord
     return far
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -32,13 +33,14 @@ def as_root() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(as_root: None) -> Iterator[None]:
-    """What a test makes is gone after it, whether it passed or not. Fixtures of a wider scope are not its own, nor what
-    their agents pin."""
+    """What a test makes is gone after it, whether it passed or not. Labs of a wider scope are not its own, nor what
+    happens in them."""
     before = remains.leftovers(os.getpid())
-    shared = tuple(line.replace("bpffs ", "pin ") for line in before if line.startswith("bpffs "))
+    shared = [path.name for path in remains.RUN.iterdir()] if remains.RUN.is_dir() else []
 
     def left() -> set[str]:
-        return {line for line in remains.leftovers(os.getpid()) - before if not line.startswith(shared)}
+        found = remains.leftovers(os.getpid()) - before
+        return {line for line in found if not any(re.search(rf"\b{lab_id}\b", line) for lab_id in shared)}
 
     yield
     wait_until(lambda: not left(), 5, "the test leaves nothing")

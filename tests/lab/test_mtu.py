@@ -73,3 +73,19 @@ def test_udp_is_told(stage: Stage, narrow: Narrow, backend: str, family: Family)
         outcome = opened.exchange(size=MTU - HEADERS[family])
         assert outcome.reply is not None
         assert outcome.reply.place == backend
+
+
+@pytest.mark.parametrize("outside", ALL, indirect=True)
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("backend", ["pod1a", "pod2a"], ids=["local", "remote"])
+def test_the_backend_learns_the_mtu_of_the_way_back(stage: Stage, backend: str, family: Family) -> None:
+    """Replies leave by a narrow device, and the client asks for segments that do not fit."""
+    scene = stage(backend)
+    with change.link(scene.lab.topology, "node1", "client", "other0", to=["client"], mtu=MTU) as sent:
+        scene.settle(backend, client="client")
+        before = sent()
+        done = scene.transfer(1 << 20, timeout=10, client="client", family=family, via="LoadBalancer")
+        assert done.error == ""
+        assert done.intact
+        assert done.mtu == 1500
+        assert sent() - before > 1 << 20

@@ -15,7 +15,8 @@ from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.topology import UPLINK
 from bpfproxy.lab.wait import wait_until
 from tests.lab import checkouts
-from tests.lab.test_outside import BOTH, traffic
+from tests.lab.conftest import BOTH
+from tests.lab.test_outside import traffic
 
 OUTSIDE = "client"
 NOBODY = "203.0.113.0/24"

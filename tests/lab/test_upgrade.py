@@ -18,7 +18,8 @@ from bpfproxy.lab.place import PROJECT
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from tests.lab import checkouts
-from tests.lab.test_outside import BOTH, FAMILIES, UDP, WAYS
+from tests.lab.conftest import BOTH, UDP
+from tests.lab.test_outside import FAMILIES, WAYS
 
 OUTSIDE = "client"
 INSIDE = ("pod1c", "node1")

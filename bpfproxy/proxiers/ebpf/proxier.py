@@ -109,7 +109,7 @@ class EbpfProxier:
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
         self._packets = PacketTables(self._maps)
-        self._packets.reconcile(found.backends)
+        self._packets.reconcile(found.frontends, found.backends)
         self._sets = SetTable(self._maps, self._packets, found, self._former, self._grace, self._clock)
         self._frontends = FrontendTable(
             self._maps, self._packets, found, self._former, self._sets, self._grace, self._clock
@@ -184,7 +184,7 @@ class EbpfProxier:
             return reason
         self._conntrack = Conntrack(self._maps, self._timeouts)
         self._collector = Collector(self._conntrack)
-        self._packets.reconcile(self._sets.backends.entries)
+        self._packets.reconcile(self._frontends.entries, self._sets.backends.entries)
         for entry in self._frontends.entries.values():
             self._packets.admit(entry.id, entry.row.source_ranges)
         return ""
