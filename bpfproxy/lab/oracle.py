@@ -45,8 +45,8 @@ class Expected:
     """Whom the client's socket shows as its peer: the frontend, never the backend."""
     sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Whom the server in each place may see: the client's own address, or one of a node's."""
-    error: str = ""
-    """What the client's socket says if it is turned away."""
+    errors: frozenset[str] = frozenset()
+    """What the client's socket may say if it is turned away."""
     by_packet: bool = False
     """No hook sees the client."""
     sticky: bool = False
@@ -103,10 +103,15 @@ class _Judge:
         )
 
     def turned_away(self, answer: Answer) -> Expected:
+        datagrams = self.by_packet and self.probe.talk.startswith("udp")
         # An unconnected socket is not told of ICMP errors.
-        told = not (self.by_packet and self.probe.talk.startswith("udp-unconnected"))
-        error = ERRORS.get(answer, "") if told else "TIMEOUT"
-        return Expected(answer, error=error, by_packet=self.by_packet, divergences=frozenset(self.divergences))
+        told = not (datagrams and self.probe.talk.startswith("udp-unconnected"))
+        errors = {ERRORS.get(answer, "") if told else "TIMEOUT"}
+        if datagrams and self.client.kind == "node":
+            errors.add("EPERM")  # a rule of the sender's own node stops a datagram while it is being sent
+        return Expected(
+            answer, errors=frozenset(errors), by_packet=self.by_packet, divergences=frozenset(self.divergences)
+        )
 
     def closed_port(self) -> Expected:
         """Nobody listens on the target: the backend's own refusal comes back."""
@@ -114,7 +119,7 @@ class _Judge:
             return self.turned_away("refused")
         self.divergences.add("accepts-first")
         error = "TIMEOUT" if self.probe.talk.startswith("udp") else "ECONNRESET"
-        return Expected("refused", error=error, by_packet=True, divergences=frozenset(self.divergences))
+        return Expected("refused", errors=frozenset((error,)), by_packet=True, divergences=frozenset(self.divergences))
 
     def has_frontend(self) -> bool:
         probe, service = self.probe, self.service

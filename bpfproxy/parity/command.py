@@ -76,6 +76,10 @@ def parity(
     return int(report.failed)
 
 
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
 def _chosen(patterns: str) -> list[Case | Scenario]:
     everything = all_cases()
     wanted = [pattern.strip() for pattern in patterns.split(",")]

@@ -95,8 +95,8 @@ def test_what_is_wrong_is_found(outcomes: list[Outcome], says: str) -> None:
 def test_a_wrong_kind_of_answer_is_found() -> None:
     refused = [Outcome(error="ECONNREFUSED")] * 4
     unreachable = [Outcome(error="EHOSTUNREACH")] * 4
-    assert observe.differences(PROBE, Expected("refused", error="ECONNREFUSED"), refused) == []
-    assert observe.differences(PROBE, Expected("unreachable", error="EHOSTUNREACH"), unreachable) == []
+    assert observe.differences(PROBE, Expected("refused", errors=frozenset(["ECONNREFUSED"])), refused) == []
+    assert observe.differences(PROBE, Expected("unreachable", errors=frozenset(["EHOSTUNREACH"])), unreachable) == []
     assert observe.differences(PROBE, Expected("untouched"), refused) == []
     for answer, outcomes in (
         ("refused", unreachable),

@@ -34,7 +34,7 @@ _LISTENER: Final = "meta l4proto . th dport"
 
 class Way(Struct, frozen=True):
     """What becomes of packets to a frontend: they go to the listener on `port`, or, where that is 0, are refused or
-    dropped. Outside clients must come from one of `ranges`, if there are any."""
+    dropped. Clients must come from one of `ranges`, if there are any."""
 
     port: int
     on_empty: OnEmpty
@@ -133,14 +133,9 @@ def set_node(key: NodeAddress | Inside, *, present: bool) -> str:
 
 
 def _admitting(frontend: Frontend, chain: str, wanted: Way) -> Iterable[str]:
-    """Rule 13: who is turned away, outside clients alone."""
+    """Rule 13: who is turned away. The node's own packets have a source by now, too."""
     if wanted.ranges:
-        source = f"{_IP[frontend.family]} saddr"
-        yield _rule(
-            chain,
-            f"fib saddr type != local {source} != @inside{frontend.family} {source} != {{ {', '.join(wanted.ranges)} }}"
-            " drop",
-        )
+        yield _rule(chain, f"{_IP[frontend.family]} saddr != {{ {', '.join(wanted.ranges)} }} drop")
 
 
 def _without_listener(frontend: Frontend, former: Way) -> list[str]:
