@@ -18,7 +18,7 @@ from bpfproxy.errors import InputError
 
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
-ProxyMode = Literal["ebpf"]
+ProxyMode = Literal["ebpf", "iptables"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
 IptablesVariant = Literal["auto", "nft", "legacy"]
 
