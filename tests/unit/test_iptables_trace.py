@@ -1,25 +1,24 @@
 """Every case of the lab, traced through the rules that two nodes would have: what comes out is what the lab's oracle
-says, which knows the semantics and no rule. Where it speaks of hooks, what netfilter does instead is said here, by the
-same numbers.
+says, which knows the semantics and no rule.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
 
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
-from bpfproxy.lab import cases, manifests, oracle
+from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.cases import Case, Probe
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family, Spot
+from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.iptables import lifecycle, names, rows
 from bpfproxy.proxiers.iptables.rows import FlowsKey, KubeLayout, SysctlKey
+from tests.netfilter_oracle import answer_of, is_masqueraded
 from tests.unit.simtables import SimIptables
 from tests.unit.tracer import Outcome, Packet, Tracer
 
@@ -68,41 +67,11 @@ def trace(directory: Path, probe: Probe, sent: Packet | None = None) -> set[Outc
     return way(sent or packet(probe))
 
 
-def expected(probe: Probe) -> tuple[str, frozenset[str]]:
-    """(answer, places)."""
-    found = oracle.expect(probe)
-    if found.answer in ("answered", "dropped") and not _in_ranges(probe):
-        return "dropped", frozenset()
-    if found.answer == "unreachable":
-        return "dropped", frozenset()  # what a hook says of a drop
-    return found.answer, found.places
-
-
-def _in_ranges(probe: Probe) -> bool:
-    """13, for whoever it is; at socket level clients in the cluster are free."""
-    ranges = [one for one in map(ip_network, probe.case.service.source_ranges) if one.version == probe.family]
-    if not ranges or probe.via != "LoadBalancer":
-        return True
-    return any(ip_address(PLACES[probe.client].address(probe.family)) in one for one in ranges)
-
-
-def is_masqueraded(probe: Probe, server: Spot) -> bool:
-    client, case = PLACES[probe.client], probe.case
-    if server.kind == "node" and server.node == client.entry and client.kind != "node":
-        return False  # delivered here: nothing is sent on
-    if client.v4 == server.v4 and client.kind == "pod":
-        return True  # 12
-    pod = client.kind == "pod" and case.detector
-    if probe.via == "ClusterIP":
-        return case.detector and not pod  # 7
-    return case.service.external_policy == "Cluster" or client.kind == "node"  # 8, 9
-
-
 PLACE_OF = {spot.address(family): spot for spot in SPOTS.values() for family in FAMILIES}
 
 
 def differences(directory: Path, probe: Probe) -> list[str]:
-    answer, places = expected(probe)
+    answer, places = answer_of(probe)
     outcomes = trace(directory, probe)
     if probe.via == "localhost" and probe.family == 6:  # 14: at socket level alone
         return [f"{probe}: translated" for one in outcomes if one.packet.translated]
@@ -143,11 +112,11 @@ def test_case(directory: Path, case: Case) -> None:
 def test_rule_15_a_client_keeps_its_endpoint_by_all_frontends(directory: Path, family: Family) -> None:
     case = cases.case("affinity")
     for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-        if expected(probe)[0] != "answered" or (probe.via, probe.family) == ("localhost", 6):
+        if answer_of(probe)[0] != "answered" or (probe.via, probe.family) == ("localhost", 6):
             continue
         for first in trace(directory, probe):
             for again in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-                if (again.client, again.port) != (probe.client, probe.port) or expected(again)[0] != "answered":
+                if (again.client, again.port) != (probe.client, probe.port) or answer_of(again)[0] != "answered":
                     continue
                 if (again.via == "localhost") != (probe.via == "localhost"):
                     continue  # the source is another one there
