@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
 from pyroute2 import IPRoute
 
 from bpfproxy.lab import cases, manifests, netns, observe
-from bpfproxy.lab.cases import Case
+from bpfproxy.lab.cases import Case, Endpoint, Port, Service, Via
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, Family
+from bpfproxy.lab.node import Agent
+from bpfproxy.lab.place import OpenFlow
+from bpfproxy.lab.scene import Scene
+from bpfproxy.lab.wait import wait_until
 from tests import netfilter_oracle
 
 NOWHERE = ("172.18.0.254", "fd00:172:18::254")
 """Nodes of a lab know no way to the addresses of Services; a packet needs one before its address is translated."""
-ALL = [case for case in cases.load() if case.detector]
+TRIED = (
+    "node-port",
+    "source-ranges-of-one",
+    "host-network",
+    "hairpin",
+    "no-endpoints",
+    "internal-local",
+    "external-local",
+    "affinity",
+)
+"""With traffic. Rules are traced for every case, without a kernel, in tests/unit."""
+ALL = [cases.case(name) for name in TRIED]
+BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+UDP = 1
+FAMILIES: tuple[Family, ...] = (4, 6)
 
 
 def prepare_nodes(lab: Lab) -> None:
@@ -29,6 +50,14 @@ def prepare_nodes(lab: Lab) -> None:
             netns.set_sysctl("ipv6.icmp.ratelimit", 0)
 
 
+def start(lab: Lab, node: str, variant: str) -> Agent:
+    directory = lab.directory / "manifests"
+    options = ("--proxy-mode", "iptables", "--iptables-variant", variant)
+    agent = lab.agent(node, manifests=directory, cluster_cidrs=CLUSTER_CIDRS, options=options)
+    agent.start()
+    return agent
+
+
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose agents serve all cases by the variant that is the parameter."""
@@ -39,8 +68,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
         for case in ALL:
             manifests.write(directory, case.name, manifests.objects(case))
         for node in NODES:
-            options = ("--proxy-mode", "iptables", "--iptables-variant", request.param)
-            lab.agent(node, manifests=directory, cluster_cidrs=CLUSTER_CIDRS, options=options).start()
+            start(lab, node, request.param)
         yield lab
 
 
@@ -58,3 +86,108 @@ def test_case(served: Lab, case: Case, family: Family) -> None:
             outcomes = [replace(one, error=expected.error) if one.error == "EPERM" else one for one in outcomes]
         different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
     assert not different, "\n" + "\n".join(different)
+
+
+@pytest.fixture(params=["nft", "legacy"])
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """A Service with an endpoint on the node by which the client comes and one elsewhere, served."""
+    with Lab() as lab:
+        prepare_nodes(lab)
+        directory = lab.directory / "manifests"
+        manifests.write(directory, "nodes", manifests.nodes())
+        made = Scene(lab, directory, Service(BOTH, type="LoadBalancer"))
+        made.put("pod1a", "pod2a")
+        start(lab, "node1", request.param)
+        made.settle("pod1a", "pod2a", client="client")
+        yield made
+
+
+@contextlib.contextmanager
+def traffic(scene: Scene) -> Iterator[None]:
+    """Held and short TCP connections and UDP flows in both families; none may break, be refused or go unanswered."""
+    ways: tuple[tuple[str, Via, int, bool], ...] = (
+        ("client", "NodePort", 0, True),
+        ("client", "LoadBalancer", 0, False),
+        ("client", "LoadBalancer", UDP, True),
+        ("pod1c", "ClusterIP", 0, False),
+        ("node1", "ClusterIP", UDP, True),
+    )
+    with contextlib.ExitStack() as stack:
+        loads = [
+            stack.enter_context(
+                scene.lab.places[client].load(
+                    scene.flow(client=client, family=family, via=via, port=port), hold=hold, interval=0.01
+                )
+            )
+            for family in FAMILIES
+            for client, via, port, hold in ways
+        ]
+        yield
+    for load in loads:
+        report = load.stop()
+        assert report.errors == {}
+        assert report.answered == report.sent > 10
+
+
+@pytest.mark.parametrize("end", [Agent.stop, Agent.kill], ids=["stopped", "killed"])
+def test_a_restart_loses_nothing(scene: Scene, end: Callable[[Agent], object]) -> None:
+    agent = scene.lab.agents["node1"]
+    with traffic(scene):
+        end(agent)
+        scene.settle("pod1a", "pod2a", client="client")
+        scene.put("pod1a", "pod1b", "pod2a")
+        agent.start()
+        scene.settle("pod1a", "pod1b", "pod2a", client="client")
+
+
+def test_rule_16_udp_goes_to_a_live_endpoint_when_its_own_goes(scene: Scene) -> None:
+    place = scene.lab.places["client"]
+    for family in FAMILIES:
+        scene.put("pod1a", "pod2a")
+        scene.settle("pod1a", "pod2a", client="client")
+        with place.open(scene.flow(client="client", family=family, via="NodePort", port=UDP, timeout=0.2)) as flow:
+            first = flow.exchange().reply
+            assert first is not None
+            other = "pod2a" if first.place == "pod1a" else "pod1a"
+            # It terminates and serves on: it keeps what it has.
+            scene.put(Endpoint(first.place, ready=False, serving=True, terminating=True), other)
+            scene.settle(other, client="client")
+            assert is_answered_by(flow, first.place)
+            # It serves no more.
+            scene.put(Endpoint(first.place, ready=False, serving=False, terminating=True), other)
+            wait_until(partial(is_answered_by, flow, other), 10, f"the flow goes to {other}")
+
+
+def is_answered_by(flow: OpenFlow, place: str) -> bool:
+    reply = flow.exchange().reply
+    return reply is not None and reply.place == place
+
+
+def test_rule_16_tcp_runs_out(scene: Scene) -> None:
+    with scene.lab.places["client"].open(scene.flow(client="client", via="NodePort")) as flow:
+        first = flow.exchange().reply
+        assert first is not None
+        other = "pod2a" if first.place == "pod1a" else "pod1a"
+        scene.put(other)
+        scene.settle(other, client="client")
+        assert is_answered_by(flow, first.place)
+
+
+def test_masquerading_keeps_off_the_reserved_ports(scene: Scene) -> None:
+    outcomes = scene.ask(150, client="client", via="NodePort") + scene.ask(
+        150, client="client", via="NodePort", port=UDP
+    )
+    ports = [one.reply.peer[1] for one in outcomes if one.reply]
+    assert len(ports) == 300
+    assert 1024 <= min(ports) <= max(ports) <= 61000
+
+
+def test_cleanup_by_command(scene: Scene) -> None:
+    agent = scene.lab.agents["node1"]
+    agent.stop()
+    done = agent.cleanup()
+    assert done.returncode == 0, done.stderr
+    assert "KUBE-SERVICES" in done.stdout
+    with netns.inside(scene.lab.topology.netns("node1")):
+        for name in ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"):
+            assert "KUBE-" not in subprocess.run([name], capture_output=True, text=True, check=True).stdout
