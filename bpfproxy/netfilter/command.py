@@ -23,7 +23,8 @@ FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 
 _LOCK_WAIT: Final = 5
 """Seconds to wait for the lock that all of the legacy variant's tools take."""
-_TIMEOUT: Final = 120.0
+_TIMEOUT: Final = 600.0
+"""Seconds; many thousands of chains take their time on a small machine."""
 _HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 """Chains by which a kubelet shows which variant it uses."""
 _PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -60,10 +61,11 @@ class Iptables:
 
     def restore(self, text: str) -> None:
         """Carry out `text` in what is there already: each table's commit whole, or not at all and none after it.
-        Raises RestoreError."""
+        Raises RestoreError, DatapathError."""
         done = _run([self._restore, "--noflush", "-w", str(_LOCK_WAIT)], text)
         if done.returncode:
-            raise RestoreError(f"{Path(self._restore).name}: {_complaint(done)}")
+            error = DatapathError if "xtables lock" in done.stderr else RestoreError
+            raise error(f"{Path(self._restore).name}: {_complaint(done)}")
 
     def _legacy_tables(self) -> set[str]:
         """Those in use: the legacy tools make a table when it is looked at."""
@@ -109,10 +111,9 @@ def _tool(name: str) -> str:
 
 
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C", "PATH": _PATH}
     try:
-        return subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, env={"LC_ALL": "C", "PATH": _PATH}
-        )
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
     except subprocess.TimeoutExpired as error:
         raise DatapathError(f"{Path(command[0]).name} did not end within {_TIMEOUT:g} s") from error
 

@@ -270,5 +270,6 @@ def test_check_says_what_is_used(settings: Settings) -> None:
     assert found["iptables"].available
     assert found["iptables"].detail == f"{settings.iptables_variant}; installed: nft, legacy"
     assert found["capabilities"].available
+    assert found["conntrack"].available
     assert not found["net.ipv4.ip_forward"].available
     assert rules(everything(settings.iptables_variant)) == {}

@@ -146,7 +146,7 @@ def test_a_service_that_loses_its_endpoints_is_never_let_through() -> None:
     kernel.lines.clear()
     without = {**BASE, **service(1, 0)}
     writer.apply(changes(rows, without))
-    assert [line.split()[0] for line in kernel.lines] == ["-I", ":OWN-1", ":OWN-END-1-0", "-D", "-X", "-X"]
+    assert [line.split()[0] for line in kernel.lines] == ["-I", ":OWN-END-1-0", ":OWN-1", "-D", "-X", "-X"]
     kernel.lines.clear()
     writer.apply(changes(without, rows))
     assert [line.split()[0] for line in kernel.lines][-1] == "-D"
@@ -155,3 +155,20 @@ def test_a_service_that_loses_its_endpoints_is_never_let_through() -> None:
 def test_a_family_without_tools_is_refused() -> None:
     key = SharedChainKey(6, "nat", "SHARED")
     assert RuleWriter({4: SimIptables(4)}, Layout()).apply([(key, True)]) == [(key, "no tools for IPv6")]
+
+
+def test_a_kernel_that_takes_nothing_is_not_asked_for_ever() -> None:
+    kernel = SimIptables(4)
+    tries = 0
+
+    def refuse(line: str) -> bool:
+        nonlocal tries
+        tries += 1
+        return True
+
+    kernel.refuses = refuse
+    rows = wanted_of(dict.fromkeys(range(1, 250), 2))
+    refused = RuleWriter({4: kernel}, Layout()).apply(changes({}, rows))
+    assert {key for key, _ in refused} == rows.keys()
+    assert tries < 250
+    assert RuleWriter({4: kernel}, Layout()).read() == {}

@@ -22,7 +22,7 @@ from bpfproxy.events import emit
 from bpfproxy.model.address import Family
 from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.finding import Finding
-from bpfproxy.netfilter import command, privileges, sysctl
+from bpfproxy.netfilter import command, conntrack, privileges, sysctl
 from bpfproxy.netfilter.command import FAMILIES, Iptables, Variant
 from bpfproxy.netfilter.sysctl import Sysctls
 from bpfproxy.netfilter.writer import RuleWriter
@@ -92,6 +92,9 @@ def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
         found.append(Finding("iptables", True, f"{chosen}; installed: {installed}", "", required=True))
     except BpfproxyError as error:
         found.append(Finding("iptables", False, str(error), "rules cannot be written", required=True))
+    problem = conntrack.problem()
+    consequence = "UDP flows to endpoints that are gone go on until they time out"
+    found.append(Finding("conntrack", not problem, problem or "flows can be listed and ended", consequence))
     return [*found, *_parameters(settings)]
 
 
