@@ -266,8 +266,11 @@ def test_a_restart_takes_over_and_forgets_what_went(node: Net, runs: Callable[..
     first.sync()
     node.delete("gone0")
     second = runs(tcx)
+    assert first.table.in_force()
+    assert not second.table.in_force()
     assert second.sync(complete=False).failures == ()
     assert second.attached() == {"up0": TC, "up0p": PASSAGE, "veth7": TC, "veth7p": TC}
+    assert second.table.in_force()
     second.sync()
     assert len({index for _, index in second.hooks.pinned()}) == 4
 

@@ -16,7 +16,7 @@ from bpfproxy.datapath.attach import AttachError, Outcome
 from bpfproxy.datapath.device import Hook, exists
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.loader import Program
-from bpfproxy.errors import DatapathError
+from bpfproxy.errors import BpfproxyError, DatapathError
 from bpfproxy.events import emit
 from bpfproxy.model.device import DevicePlan, DeviceRole, Xdp
 from bpfproxy.proxiers.base import Failure, Op
@@ -156,7 +156,7 @@ class DeviceTable:
         self._by_tc.pop(plan.index, None)
         try:
             refused = self._put(plan, hooks, changed)
-        except DatapathError as error:
+        except BpfproxyError as error:
             if exists(plan.index):
                 failures[plan.index] = Failure(op, str(error))
                 self._forget(plan.index)

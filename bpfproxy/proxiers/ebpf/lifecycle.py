@@ -19,6 +19,7 @@ from typing import Final
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, loader
+from bpfproxy.datapath.device import Hook
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.maps import Map
 from bpfproxy.datapath.probe import probe
@@ -90,6 +91,15 @@ def open_view(state_dir: Path) -> View:
     return View(_open_maps(state_dir))
 
 
+def attached(state_dir: Path) -> dict[tuple[Hook, int], int]:
+    """What runs at the devices: the ids of programs, by hook and device. Raises NotRunningError if there is no
+    datapath."""
+    top = bpffs.locate(state_dir)
+    if top is None:
+        raise _not_running(state_dir)
+    return DeviceHooks(top).standing()
+
+
 def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
     """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
     the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
@@ -106,13 +116,17 @@ def _open_maps(state_dir: Path) -> dict[str, Map]:
     top = bpffs.locate(state_dir)
     directories = map_directories(top) if top else []
     if not directories:
-        raise NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
+        raise _not_running(state_dir)
     return loader.open_maps(directories[0])
 
 
 def present(state_dir: Path) -> bool:
     """Whether a datapath, or what is left of one, is under a state directory."""
     return (state_dir / "bpf").is_dir()
+
+
+def _not_running(state_dir: Path) -> NotRunningError:
+    return NotRunningError(f"no datapath under {state_dir}: is `bpfproxy run` using another --state-dir?")
 
 
 def cleanup(state_dir: Path) -> list[str]:

@@ -85,8 +85,7 @@ class EbpfProxier:
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
         absent: set[type] = set() if self._devices else {DeviceKey}
-        coming = plan.devices and self._devices and not self._devices.equipped
-        if not (self._packets.loaded or coming):
+        if not (self._packets.loaded or (self._lacks_packets and plan.devices)):
             absent |= {ClusterNetwork, NodeKey}
         rows = self._renderer.render_node(plan)
         return {key: row for key, row in rows.items() if type(key) not in absent}
@@ -110,7 +109,7 @@ class EbpfProxier:
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
         self._packets = PacketTables(self._maps)
-        self._packets.reconcile(found.backends)
+        self._packets.reconcile(found.frontends, found.backends)
         self._sets = SetTable(self._maps, self._packets, found, self._former, self._grace, self._clock)
         self._frontends = FrontendTable(
             self._maps, self._packets, found, self._former, self._sets, self._grace, self._clock
@@ -119,10 +118,18 @@ class EbpfProxier:
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
         """See `Proxier.apply`. Batches the ops of each table; their order among the tables is `phase`'s."""
+        if not (self._lacks_packets and any(type(op.key) is DeviceKey and op.row is not None for op in ops)):
+            return self._carry_out(ops)
+        failures = self._carry_out([op for op in ops if type(op.key) not in _OF_PACKETS])
+        self._activate(False)  # sockets need not wait until the packet level is loaded
+        late = [op for op in ops if type(op.key) in _OF_PACKETS]
+        if reason := self._bring_packets():
+            failures += [Failure(op, reason) for op in late if op.row is not None]
+            late = [op for op in late if op.row is None]
+        return failures + self._carry_out(late)
+
+    def _carry_out(self, ops: Sequence[Op]) -> list[Failure]:
         failures: list[Failure] = []
-        if any(type(op.key) is DeviceKey and op.row is not None for op in ops) and (reason := self._bring_packets()):
-            failures = [Failure(op, reason) for op in ops if type(op.key) in _OF_PACKETS and op.row is not None]
-            ops = [op for op in ops if type(op.key) not in _OF_PACKETS or op.row is None]
         for kind, write, delete in (
             (SetKey, self._sets.write, None),
             (Frontend, self._frontends.write, None),
@@ -154,7 +161,7 @@ class EbpfProxier:
     def tend(self) -> Tended:
         """See `Proxier.tend`."""
         tended = self._collector.run()
-        if self._devices and not self._devices.equipped:
+        if self._lacks_packets:
             return replace(tended, delay=LONGEST)
         return tended
 
@@ -166,15 +173,18 @@ class EbpfProxier:
         """See `Proxier.close`."""
         self._close()
 
+    @property
+    def _lacks_packets(self) -> bool:
+        """Whether the packet level is wanted and not there yet."""
+        return self._devices is not None and not self._devices.equipped
+
     def _bring_packets(self) -> str:
-        """See to it that the packet level is there. Returns why it cannot be."""
-        if self._devices is None or self._devices.equipped:
-            return ""
+        """Load the packet level, beside the tables that are there. Returns why it cannot be."""
         if reason := self._load_packets():
             return reason
         self._conntrack = Conntrack(self._maps, self._timeouts)
         self._collector = Collector(self._conntrack)
-        self._packets.reconcile(self._sets.backends.entries)
+        self._packets.reconcile(self._frontends.entries, self._sets.backends.entries)
         for entry in self._frontends.entries.values():
             self._packets.admit(entry.id, entry.row.source_ranges)
         return ""

@@ -93,6 +93,7 @@ class BackendTable:
                 self._stats.zero(entry.id)
                 self._ids.free(entry.id)
                 self._forget(backend)
+                self._packets.leave(backend)
                 self.gone.append(Gone(backend, entry.id, entry.generation))
 
     def settle(self) -> None:
@@ -115,6 +116,7 @@ class BackendTable:
         at = number * _SIZE
         generation = self._words[_generation_word(number)] + (former is None) & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
+        self._packets.serve(backend)
         self._packets.know(backend, number)
         return BackendEntry(number, generation, 1)
 
@@ -296,6 +298,8 @@ class FrontendTable:
                     self._packets.dismiss(frontend_id, row.source_ranges)
                     self._ids.free(frontend_id)
                 continue
+            if former is None:
+                self._packets.serve(frontend)
             staged.append((op, FrontendEntry(frontend_id, row)))
             keys.append(codec.encode_frontend_key(frontend))
             values.append(codec.encode_frontend(row, target.id, frontend_id))
@@ -306,6 +310,7 @@ class FrontendTable:
                 failures.append(Failure(op, refused[index]))
                 if former is None:
                     self._packets.dismiss(entry.id, entry.row.source_ranges)
+                    self._packets.leave(op.key)
                     self._ids.free(entry.id)
                 continue
             self.entries[op.key] = entry
@@ -330,6 +335,7 @@ class FrontendTable:
                 if entry is not None:
                     self._sets.frontends[entry.row.set] -= 1
                     self._packets.dismiss(entry.id, entry.row.source_ranges)
+                    self._packets.leave(frontend)
                     self._stats.zero(entry.id)
                     self._ids.free(entry.id)
         return []
