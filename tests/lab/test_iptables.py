@@ -26,7 +26,7 @@ from bpfproxy.plan import NodeConfig, plan_node, plan_service
 from bpfproxy.proxiers.base import Key, Row
 from bpfproxy.proxiers.iptables import lifecycle
 from bpfproxy.proxiers.iptables.proxier import IptablesProxier
-from bpfproxy.proxiers.iptables.rows import FlowsKey
+from bpfproxy.proxiers.iptables.rows import LOCALNET_RULE, FlowsKey
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.store import Store
 
@@ -193,12 +193,27 @@ def test_rules_of_others_are_never_touched(settings: Settings, world: World) -> 
     assert rules(everything(settings.iptables_variant)) == before
 
 
+def test_what_the_kubelet_keeps_stays(settings: Settings, world: World) -> None:
+    assert settings.iptables_variant != "auto"
+    firewall = str(LOCALNET_RULE)
+    Iptables(4, settings.iptables_variant).restore(
+        f"*filter\n:KUBE-KUBELET-CANARY - [0:0]\n:KUBE-FIREWALL - [0:0]\n-A KUBE-FIREWALL {firewall}\n"
+        "-A INPUT -j KUBE-FIREWALL\n-A OUTPUT -j KUBE-FIREWALL\nCOMMIT\n"
+    )
+    before = rules(everything(settings.iptables_variant))
+    world.put_all()
+    proxier = lifecycle.open_proxier(settings)
+    bring(proxier, proxier.read(), world.rows())
+    lifecycle.cleanup(settings.state_dir)
+    assert rules(everything(settings.iptables_variant)) == before
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_any_changes_and_restarts(settings: Settings, world: World, seed: int) -> None:
     chance = random.Random(seed)
     proxier = lifecycle.open_proxier(settings)
     applied: dict[Key, Row] = proxier.read()
-    for _ in range(12):
+    for _ in range(8):
         for name in chance.sample(world.names, 6):
             world.put(name, chance.randrange(5))
         if chance.random() < 0.3:

@@ -133,8 +133,13 @@ def cleanup(state_dir: Path) -> list[str]:
 
 def _remove_rules(variant: Variant) -> list[str]:
     """All rules and chains that are ours by name, a text each."""
-    writer = RuleWriter({family: Iptables(family, variant) for family in FAMILIES}, KubeLayout())
-    ops = sorted((Op(key, None) for key in writer.read()), key=rows.phase)
+    tools = {family: Iptables(family, variant) for family in FAMILIES}
+    writer = RuleWriter(tools, KubeLayout())
+    found = writer.read()
+    if names.KUBELET_CANARY in tools[4].save(["filter"]).get("filter", {}):
+        # The kubelet keeps this chain, too, and wants it after us.
+        found = {key: row for key, row in found.items() if names.FIREWALL not in str(key)}
+    ops = sorted((Op(key, None) for key in found), key=rows.phase)
     refused = writer.apply([(op.key, None) for op in ops])
     if refused:
         key, reason = refused[0]
