@@ -10,9 +10,7 @@ from ipaddress import ip_address, ip_network
 from bpfproxy.lab import oracle
 from bpfproxy.lab.cases import Probe
 from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Spot
-from bpfproxy.lab.oracle import Expected
-
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+from bpfproxy.lab.oracle import Answer, Expected
 
 
 def expect(probe: Probe) -> Expected:
@@ -22,12 +20,12 @@ def expect(probe: Probe) -> Expected:
     if answer != "answered":
         # An unconnected socket is not told of ICMP errors.
         told = not probe.talk.startswith("udp-unconnected")
-        return Expected(answer, told=told, by_packet=True)  # type: ignore[arg-type]
+        return Expected(answer, told=told, by_packet=True)
     sources = {place: _source(probe, SPOTS[place]) for place in places}
     return replace(found, sources=sources, by_packet=True, even=False)
 
 
-def answer_of(probe: Probe) -> tuple[str, frozenset[str]]:
+def answer_of(probe: Probe) -> tuple[Answer, frozenset[str]]:
     """(answer, places)."""
     found = oracle.expect(probe)
     if found.answer in ("answered", "dropped") and not _in_ranges(probe):

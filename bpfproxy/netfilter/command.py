@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,6 +82,19 @@ def available() -> list[Variant]:
     return [
         variant for variant in VARIANTS if all(_find(f"{name}-{variant}-restore") for name in ("iptables", "ip6tables"))
     ]
+
+
+def families() -> list[Family]:
+    """The IP versions that this kernel speaks."""
+    return [family for family in FAMILIES if _speaks(family)]
+
+
+def _speaks(family: Family) -> bool:
+    try:
+        socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def choose(wanted: Literal["auto", "nft", "legacy"] = "auto") -> Variant:

@@ -53,6 +53,11 @@ class RuleWriter:
         self._layout = layout
         self._known: dict[Family, _Known] = {}
 
+    @property
+    def families(self) -> frozenset[Family]:
+        """Those that it writes."""
+        return frozenset(self._tools)
+
     def read(self) -> dict[TableKey, Any]:
         """All rows of ours that the kernel holds. Raises DatapathError."""
         return {key: row for family in self._tools for key, row in self._read(family).items()}

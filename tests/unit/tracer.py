@@ -6,7 +6,7 @@ Where chance decides, all ways are followed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Literal
 
@@ -40,13 +40,12 @@ class Outcome:
     """Delivered on the node itself."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Tracer:
     """The tables of one family of one node, and the addresses that are the node's own."""
 
     tables: Tables
     addresses: frozenset[str]
-    matches: dict[str, int] = field(default_factory=dict)
 
     def from_outside(self, packet: Packet) -> set[Outcome]:
         """What comes in by a device: from clients and from pods."""
@@ -114,8 +113,8 @@ class Tracer:
         options = _target_options(rule)
         packet = self._remember(rule, packet)
         match rule.target:
-            case "ACCEPT" | "DROP" | "REJECT" as verdict:
-                yield True, verdict, packet  # type: ignore[misc]
+            case "ACCEPT" | "DROP" | "REJECT" as ending:
+                yield True, ending, packet
             case "RETURN":
                 yield True, None, packet
             case "MARK":

@@ -23,7 +23,7 @@ from bpfproxy.model.address import Family
 from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.finding import Finding
 from bpfproxy.netfilter import command, conntrack, privileges, sysctl
-from bpfproxy.netfilter.command import FAMILIES, Iptables, Variant
+from bpfproxy.netfilter.command import Iptables, Variant
 from bpfproxy.netfilter.sysctl import Sysctls
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
@@ -58,7 +58,7 @@ def open_proxier(settings: Settings) -> IptablesProxier:
     state = _State(settings.state_dir)
     former = state.variants()
     variant = _variant(settings, former)
-    tools = {family: Iptables(family, variant) for family in FAMILIES}
+    tools = {family: Iptables(family, variant) for family in command.families()}
     if not former and settings.proxy_mode != IptablesProxier.name and (chain := _occupied(tools)):
         raise UnsupportedError(f"{chain} belongs to another proxy of this node: expected it to be cleaned up first")
     state.remember([variant, *(one for one in former if one != variant)])
@@ -133,10 +133,10 @@ def cleanup(state_dir: Path) -> list[str]:
 
 def _remove_rules(variant: Variant) -> list[str]:
     """All rules and chains that are ours by name, a text each."""
-    tools = {family: Iptables(family, variant) for family in FAMILIES}
+    tools = {family: Iptables(family, variant) for family in command.families()}
     writer = RuleWriter(tools, KubeLayout())
     found = writer.read()
-    if names.KUBELET_CANARY in tools[4].save(["filter"]).get("filter", {}):
+    if any(names.KUBELET_CANARY in one.save(["filter"]).get("filter", {}) for one in tools.values()):
         # The kubelet keeps this chain, too, and wants it after us.
         found = {key: row for key, row in found.items() if names.FIREWALL not in str(key)}
     ops = sorted((Op(key, None) for key in found), key=rows.phase)
