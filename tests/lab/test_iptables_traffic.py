@@ -37,6 +37,7 @@ TRIED = (
 ALL = [cases.case(name) for name in TRIED]
 BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 UDP = 1
+SAVES = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
 FAMILIES: tuple[Family, ...] = (4, 6)
 
 
@@ -188,6 +189,32 @@ def test_cleanup_by_command(scene: Scene) -> None:
     done = agent.cleanup()
     assert done.returncode == 0, done.stderr
     assert "KUBE-SERVICES" in done.stdout
-    with netns.inside(scene.lab.topology.netns("node1")):
-        for name in ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save"):
-            assert "KUBE-" not in subprocess.run([name], capture_output=True, text=True, check=True).stdout
+    assert "KUBE-" not in rules_of(scene.lab, "node1")
+
+
+def rules_of(lab: Lab, node: str) -> str:
+    with netns.inside(lab.topology.netns(node)):
+        return "".join(subprocess.run([name], capture_output=True, text=True, check=True).stdout for name in SAVES)
+
+
+def test_one_service_of_a_node_on_ebpf(lab: Lab) -> None:
+    prepare_nodes(lab)
+    directory = lab.directory / "manifests"
+    manifests.write(directory, "nodes", manifests.nodes())
+    on_ebpf, on_iptables = (Scene(lab, directory, Service(BOTH, type="NodePort")) for _ in range(2))
+    for scene in (on_ebpf, on_iptables):
+        scene.put("pod1a", "pod2a")
+    service, *slices = manifests.objects(on_iptables.case)
+    service["metadata"]["annotations"] = {"bpfproxy.io/proxy-mode": "iptables"}
+    manifests.write(directory, on_iptables.case.name, [service, *slices])
+    agent = lab.agent("node1", manifests=directory, cluster_cidrs=CLUSTER_CIDRS, loader="prebuilt")
+    agent.start()
+    on_ebpf.settle("pod1a", "pod2a")
+    on_iptables.settle("pod1a", "pod2a")
+    on_iptables.settle("pod1a", "pod2a", client="client")
+    saved = rules_of(lab, "node1")
+    assert on_iptables.case.name in saved
+    assert on_ebpf.case.name not in saved
+    on_iptables.put("pod2a")  # without the annotation: it moves over, and the rules go
+    on_iptables.settle("pod2a")
+    wait_until(lambda: "KUBE-" not in rules_of(lab, "node1"), 10, "the rules are gone")
