@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
@@ -47,9 +48,10 @@ class Iptables:
         name = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
         self._save = _tool(f"{name}-save")
         self._restore = _tool(f"{name}-restore")
+        self._saved: dict[str, tuple[bytes, Tables]] = {}
 
     def save(self, tables: Iterable[str]) -> Tables:
-        """The `tables` that there are. Reading makes none. Raises DatapathError."""
+        """The `tables` that there are, not to be changed. Reading makes none. Raises DatapathError."""
         present = self._legacy_tables() if self.variant == "legacy" else None
         found: Tables = {}
         for table in tables:
@@ -57,8 +59,19 @@ class Iptables:
                 done = _run([self._save, "-t", table])
                 if done.returncode:
                     raise DatapathError(f"{Path(self._save).name} -t {table}: {_complaint(done)}")
-                found |= parse(done.stdout)
+                found |= self._parsed(table, done.stdout)
         return found
+
+    def _parsed(self, table: str, text: str) -> Tables:
+        """The same objects as the last time if nothing has changed: what is known of their rules by now stays known."""
+        digest = sha256()
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                digest.update(line.partition(" [")[0].encode() if line.startswith(":") else line.encode())
+        before = self._saved.get(table)
+        if before is None or before[0] != digest.digest():
+            before = self._saved[table] = (digest.digest(), parse(text))
+        return before[1]
 
     def restore(self, text: str) -> None:
         """Carry out `text` in what is there already: each table's commit whole, or not at all and none after it.
