@@ -62,6 +62,14 @@ def expect(probe: Probe, mode: Mode = "ebpf") -> Expected:
     return _Judge(probe, mode).expect()
 
 
+def masquerades(probe: Probe, server: Spot, mode: Mode) -> bool:
+    """Whether the client's address is to be replaced on the way to a server. What comes from elsewhere and is delivered
+    on the node itself is not sent on."""
+    judge = _Judge(probe, mode)
+    delivered = server.name == judge.client.entry and judge.client.kind != "node"
+    return judge.masqueraded(server) and not delivered
+
+
 class _Judge:
     """Of one probe."""
 
@@ -178,7 +186,10 @@ class _Judge:
             self.divergences.add("address-of-the-node")
             return self.of_the_node(server)
         if self.mode != "ebpf":
-            return self.of_the_node(server) if self.masqueraded(server) else own
+            if not self.masqueraded(server):
+                return own
+            # What is delivered on the node does not leave it.
+            return own if server.name == self.client.entry else self.of_the_node(server)
         if not self.by_packet:
             if self.masqueraded(server):
                 self.divergences.add("no-masquerade-of-sockets")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -60,8 +61,9 @@ def parity(
     remains.sweep()
     runs, cells = [], []
     for mode in _modes(modes):
-        with console.status(f"{mode} …") as status:
-            run, found = run_mode(mode, wanted, loader=loader, say=lambda text: status.update(text))
+        # On a terminal one line that changes, elsewhere a line each.
+        with console.status(f"{mode} …") if console.is_terminal else contextlib.nullcontext() as status:
+            run, found = run_mode(mode, wanted, loader=loader, say=status.update if status else _say)
         runs.append(run)
         cells += found
     abouts = tuple(CaseAbout(one.name, one.about, one.rules) for one in wanted)

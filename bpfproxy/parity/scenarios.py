@@ -25,6 +25,8 @@ _FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _WAYS: Final[tuple[tuple[str, Via], ...]] = (("pod1c", "ClusterIP"), ("node1", "ClusterIP"), ("client", "NodePort"))
 """A client and the kind of frontend that it goes by."""
 _BYTES: Final = 8 << 20
+_REFUSAL: Final = 2.5
+"""Seconds to wait for one: over IPv6 the first may come back while connect() still holds the socket, and be lost."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,9 @@ class Stage:
         self.scene.settle(*left, client=self.client)
         return set(left)
 
-    def shares(self, sockets: int) -> set[str]:
+    def shares(self, sockets: int, timeout: float = 0.5) -> set[str]:
         """Who answers so many connections; errors by their names."""
-        return set(self.scene.shares(sockets, **self.how))
+        return set(self.scene.shares(sockets, timeout, **self.how))
 
 
 Play = Callable[[Stage], Iterator[str]]
@@ -165,7 +167,7 @@ def _much(stage: Stage) -> Iterator[str]:
 
 def _come_and_go(stage: Stage) -> Iterator[str]:
     stage.scene.put()
-    wait_until(lambda: stage.shares(1) == {"ECONNREFUSED"}, 5, "it is refused")
+    wait_until(lambda: stage.shares(1, _REFUSAL) == {"ECONNREFUSED"}, 3 * _REFUSAL, "it is refused")
     stage.scene.put(*stage.endpoints)
     wait_until(lambda: stage.shares(48) == set(stage.endpoints), 5, "all endpoints answer again")
     yield from ()

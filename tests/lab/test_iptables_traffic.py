@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from msgspec.structs import replace
-from pyroute2 import IPRoute
 
-from bpfproxy.lab import cases, manifests, netns, observe
+from bpfproxy.lab import cases, manifests, netns, observe, oracle
 from bpfproxy.lab.cases import Case, Endpoint, Port, Service, Via
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, Family
@@ -19,10 +17,7 @@ from bpfproxy.lab.node import Agent
 from bpfproxy.lab.place import OpenFlow
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
-from tests import netfilter_oracle
 
-NOWHERE = ("172.18.0.254", "fd00:172:18::254")
-"""Nodes of a lab know no way to the addresses of Services; a packet needs one before its address is translated."""
 TRIED = (
     "node-port",
     "source-ranges-of-one",
@@ -41,16 +36,6 @@ SAVES = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6
 FAMILIES: tuple[Family, ...] = (4, 6)
 
 
-def prepare_nodes(lab: Lab) -> None:
-    for node in NODES:
-        with netns.inside(lab.topology.netns(node)), IPRoute() as ip:
-            for gateway in NOWHERE:
-                ip.route("add", dst="::/0" if ":" in gateway else "0.0.0.0/0", gateway=gateway)
-            # Refusals are ICMP errors, of which the kernel sends one client but a few in a second.
-            netns.set_sysctl("ipv4.icmp_ratelimit", 0)
-            netns.set_sysctl("ipv6.icmp.ratelimit", 0)
-
-
 def start(lab: Lab, node: str, variant: str) -> Agent:
     directory = lab.directory / "manifests"
     options = ("--proxy-mode", "iptables", "--iptables-variant", variant)
@@ -63,7 +48,6 @@ def start(lab: Lab, node: str, variant: str) -> Agent:
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose agents serve all cases by the variant that is the parameter."""
     with Lab(unhooked=True) as lab:
-        prepare_nodes(lab)
         directory = lab.directory / "manifests"
         manifests.write(directory, "nodes", manifests.nodes())
         for case in ALL:
@@ -79,12 +63,8 @@ def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def test_case(served: Lab, case: Case, family: Family) -> None:
     different = []
     for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-        if (probe.via, family) == ("localhost", 6):
-            continue  # rule 14: at socket level alone
-        expected = netfilter_oracle.expect(probe)
+        expected = oracle.expect(probe, "iptables")
         outcomes = observe.send(served.places, probe, expected)
-        if netfilter_oracle.is_told_at_once(probe, expected):
-            outcomes = [replace(one, error=expected.error) if one.error == "EPERM" else one for one in outcomes]
         different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
     assert not different, "\n" + "\n".join(different)
 
@@ -93,7 +73,6 @@ def test_case(served: Lab, case: Case, family: Family) -> None:
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """A Service with an endpoint on the node by which the client comes and one elsewhere, served."""
     with Lab() as lab:
-        prepare_nodes(lab)
         directory = lab.directory / "manifests"
         manifests.write(directory, "nodes", manifests.nodes())
         made = Scene(lab, directory, Service(BOTH, type="LoadBalancer"))
@@ -198,7 +177,6 @@ def rules_of(lab: Lab, node: str) -> str:
 
 
 def test_one_service_of_a_node_on_ebpf(lab: Lab) -> None:
-    prepare_nodes(lab)
     directory = lab.directory / "manifests"
     manifests.write(directory, "nodes", manifests.nodes())
     on_ebpf, on_iptables = (Scene(lab, directory, Service(BOTH, type="NodePort")) for _ in range(2))

@@ -11,14 +11,13 @@ import pytest
 
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
-from bpfproxy.lab import cases, manifests
+from bpfproxy.lab import cases, manifests, oracle
 from bpfproxy.lab.cases import Case, Probe
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.iptables import lifecycle, names, rows
 from bpfproxy.proxiers.iptables.rows import FlowsKey, KubeLayout, SysctlKey
-from tests.netfilter_oracle import answer_of, is_masqueraded
 from tests.unit.simtables import SimIptables
 from tests.unit.tracer import Outcome, Packet, Tracer
 
@@ -71,7 +70,8 @@ PLACE_OF = {spot.address(family): spot for spot in SPOTS.values() for family in 
 
 
 def differences(directory: Path, probe: Probe) -> list[str]:
-    answer, places = answer_of(probe)
+    expected = oracle.expect(probe, "iptables")
+    answer, places = expected.answer, expected.places
     outcomes = trace(directory, probe)
     if probe.via == "localhost" and probe.family == 6:  # 14: at socket level alone
         return [f"{probe}: translated" for one in outcomes if one.packet.translated]
@@ -89,7 +89,7 @@ def differences(directory: Path, probe: Probe) -> list[str]:
     found = [f"{probe}: port {one.packet.to[1]}" for one in outcomes if one.packet.to[1] != probe.port.target]
     for one in outcomes:
         server = PLACE_OF[one.packet.to[0]]
-        if one.packet.masqueraded != is_masqueraded(probe, server):
+        if one.packet.masqueraded != oracle.masquerades(probe, server, "iptables"):
             found.append(f"{probe} to {server.name}: masqueraded {one.packet.masqueraded}")
     return found
 
@@ -112,11 +112,13 @@ def test_case(directory: Path, case: Case) -> None:
 def test_rule_15_a_client_keeps_its_endpoint_by_all_frontends(directory: Path, family: Family) -> None:
     case = cases.case("affinity")
     for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-        if answer_of(probe)[0] != "answered" or (probe.via, probe.family) == ("localhost", 6):
+        if oracle.expect(probe, "iptables").answer != "answered" or (probe.via, probe.family) == ("localhost", 6):
             continue
         for first in trace(directory, probe):
             for again in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-                if (again.client, again.port) != (probe.client, probe.port) or answer_of(again)[0] != "answered":
+                if (again.client, again.port) != (probe.client, probe.port) or oracle.expect(
+                    again, "iptables"
+                ).answer != "answered":
                     continue
                 if (again.via == "localhost") != (probe.via == "localhost"):
                     continue  # the source is another one there
