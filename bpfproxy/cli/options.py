@@ -33,6 +33,7 @@ _PLAIN: Final[dict[Any, click.ParamType[Any]]] = {
 _METAVARS: Final = {
     "manifests": "PATH,...",
     "cluster_cidr": "CIDR,...",
+    "service_cidr": "CIDR,...",
     "nodeport_addresses": "CIDR,...",
     "node_name": "NAME",
     "device": "NAME,...",
@@ -40,6 +41,7 @@ _METAVARS: Final = {
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",
+    "masquerade_bit": "BIT",
 }
 
 
