@@ -36,12 +36,12 @@ _METAVARS: Final = {
     "service_cidr": "CIDR,...",
     "nodeport_addresses": "CIDR,...",
     "node_name": "NAME",
+    "masquerade_bit": "BIT",
     "device": "NAME,...",
     "pod_device": "NAME,...",
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",
-    "masquerade_bit": "BIT",
 }
 
 
