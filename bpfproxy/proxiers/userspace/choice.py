@@ -29,12 +29,17 @@ class Affinities:
         backend, since = self._backends.get(client, (None, 0.0))
         return backend if backend is not None and self._clock() - since < timeout else None
 
-    def note(self, client: Address, backend: Backend) -> None:
-        """A new connection of `client` went to `backend`."""
-        self._backends[client] = (backend, self._clock())
+    def note(self, client: Address, backend: Backend, timeout: float) -> None:
+        """A new connection of `client` went to `backend`. Clients whose last one is `timeout` seconds ago are
+        forgotten."""
+        now = self._clock()
+        self._backends[client] = (backend, now)
         self._backends.move_to_end(client)
-        if len(self._backends) > self._size:
+        while len(self._backends) > self._size or now - next(iter(self._backends.values()))[1] >= timeout:
             self._backends.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._backends)
 
 
 class Choice:
@@ -46,8 +51,10 @@ class Choice:
         self._timeout = 0
         self._turn = 0
 
-    def set(self, backends: Sequence[Backend], affinity_timeout: int) -> None:
-        """Choose among these from now on; `affinity_timeout` in seconds, 0 without affinity."""
+    def set(self, backends: Sequence[Backend], affinity_timeout: int, affinities: Affinities | None = None) -> None:
+        """Choose among these from now on; `affinity_timeout` in seconds, 0 without affinity. `affinities`: those of
+        another ServicePort, if the frontend has become its."""
+        self._affinities = self._affinities if affinities is None else affinities
         self._backends = backends
         self._timeout = affinity_timeout
 
@@ -64,10 +71,10 @@ class Choice:
                 order.remove(had)
                 order.insert(0, had)
             else:
-                self._affinities.note(client, order[0])  # for those that come while this one is connecting
+                self._affinities.note(client, order[0], self._timeout)  # for those that come while this one is connecting
         return order
 
     def took(self, client: Address, backend: Backend) -> None:
         """A connection of `client` went to `backend`."""
         if self._timeout:
-            self._affinities.note(client, backend)
+            self._affinities.note(client, backend, self._timeout)
