@@ -46,15 +46,14 @@ class Choice:
     """Chooses among the backends of one frontend."""
 
     def __init__(self, affinities: Affinities) -> None:
-        self._affinities = affinities
+        self.affinities = affinities
+        """Of the ServicePort that the frontend belongs to."""
         self._backends: Sequence[Backend] = ()
         self._timeout = 0
         self._turn = 0
 
-    def set(self, backends: Sequence[Backend], affinity_timeout: int, affinities: Affinities | None = None) -> None:
-        """Choose among these from now on; `affinity_timeout` in seconds, 0 without affinity. `affinities`: those of
-        another ServicePort, if the frontend has become its."""
-        self._affinities = self._affinities if affinities is None else affinities
+    def set(self, backends: Sequence[Backend], affinity_timeout: int) -> None:
+        """Choose among these from now on; `affinity_timeout` in seconds, 0 without affinity."""
         self._backends = backends
         self._timeout = affinity_timeout
 
@@ -66,15 +65,17 @@ class Choice:
         self._turn = (self._turn + 1) % len(self._backends)
         order = [*self._backends[self._turn :], *self._backends[: self._turn]]
         if self._timeout:
-            had = self._affinities.of(client, self._timeout)
+            had = self.affinities.of(client, self._timeout)
             if had in order:
                 order.remove(had)
                 order.insert(0, had)
             else:
-                self._affinities.note(client, order[0], self._timeout)  # for those that come while this one is connecting
+                self.affinities.note(
+                    client, order[0], self._timeout
+                )  # for those that come while this one is connecting
         return order
 
     def took(self, client: Address, backend: Backend) -> None:
         """A connection of `client` went to `backend`."""
         if self._timeout:
-            self._affinities.note(client, backend, self._timeout)
+            self.affinities.note(client, backend, self._timeout)
