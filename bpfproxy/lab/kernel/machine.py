@@ -1,0 +1,109 @@
+"""A virtual machine that runs one command on a kernel, over this machine's root file system.
+
+The guest sees the host's files, and nothing that it writes stays, but for what it writes into the results' directory.
+virtme-ng makes that of a kernel's image and its modules; QEMU emulates the processor, so that it works inside virtual
+machines as well, at a fifteenth of the speed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from bpfproxy.errors import BpfproxyError
+from bpfproxy.lab.kernel.debian import Kernel
+
+CPUS: Final = 2
+MEMORY: Final = "2G"
+PROGRAMS: Final = ("vng", "virtme-run", "qemu-system-x86_64", "busybox", "udevadm", "modprobe")
+"""Without udev the guest's output and status get lost; busybox is in its initial file system."""
+
+_SCRIPT: Final = """\
+#!/bin/sh
+# /tmp and /run are the guest's own.
+cd {directory} || exit
+export {environment}
+{command}
+echo $? >{status}
+"""
+
+
+class MachineError(BpfproxyError):
+    """The machine cannot be started, or its command did not come to an end."""
+
+
+def run(
+    kernel: Kernel,
+    command: Sequence[str],
+    results: Path,
+    *,
+    directory: Path,
+    environment: Mapping[str, str],
+    timeout: float,
+) -> int:
+    """Boot `kernel`, run `command` as root in `directory`, and return its status. What it prints goes to standard
+    output and to `results`/log; `results` is the one directory to which it can write for good.
+
+    Raises MachineError if the command does not end within `timeout` seconds.
+    """
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise MachineError(f"no {', '.join(missing)} on PATH: `./dev kernel-test` installs them")
+    results = results.resolve()
+    script, status = results / "script", results / "status"
+    status.unlink(missing_ok=True)
+    variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+    script.write_text(
+        _SCRIPT.format(
+            directory=shlex.quote(str(directory)),
+            environment=variables,
+            command=shlex.join(command),
+            status=shlex.quote(str(status)),
+        )
+    )
+    script.chmod(0o755)
+    machine = subprocess.Popen(
+        _vng(kernel, script, results),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    assert machine.stdout is not None
+    # QEMU is a descendant, so it takes the whole session to end it.
+    watchdog = threading.Timer(timeout, os.killpg, (machine.pid, signal.SIGKILL))
+    watchdog.start()
+    try:
+        with (results / "log").open("wb") as log:
+            _copy(machine.stdout, log)
+        machine.wait()
+    finally:
+        expired = not watchdog.is_alive()
+        watchdog.cancel()
+        if machine.poll() is None:
+            os.killpg(machine.pid, signal.SIGKILL)
+            machine.wait()
+    if status.exists():
+        return int(status.read_text())
+    why = f"no end after {timeout:g} s" if expired else f"vng ended with status {machine.returncode}"
+    raise MachineError(f"kernel {kernel.release}: {why}; see {results / 'log'}")
+
+
+def _vng(kernel: Kernel, script: Path, results: Path) -> list[str]:
+    options = ["--disable-kvm", "--disable-microvm", "--force-9p", "--cpus", str(CPUS), "--memory", MEMORY]
+    return ["nice", "vng", "--run", str(kernel.image), *options, f"--rwdir={results}", "--", str(script)]
+
+
+def _copy(source: IO[bytes], log: IO[bytes]) -> None:
+    while chunk := os.read(source.fileno(), 1 << 16):
+        log.write(chunk)
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.flush()
