@@ -9,6 +9,7 @@ Functions that only compute need neither a kernel nor root. All raise the errors
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +19,15 @@ from msgspec import Struct
 from bpfproxy import status
 from bpfproxy.config import Settings
 from bpfproxy.errors import PermissionsError
+from bpfproxy.lock import StateLock, holder
 from bpfproxy.model.event import Object, Update
+from bpfproxy.model.finding import Finding
 from bpfproxy.model.flow import ALL_FLOWS, Flow, FlowFilter
 from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePlan
 from bpfproxy.model.service import ObjectName
 from bpfproxy.plan import Clash, PlanIndex, device_policy, node_config, plan_devices, plan_node, plan_service
 from bpfproxy.proxiers.base import Key, Proxier, Renderer, Row
+from bpfproxy.proxiers.modes import MODES, lifecycle
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.status import AgentStatus
 from bpfproxy.store import Store
@@ -31,7 +35,6 @@ from bpfproxy.store import Store
 if TYPE_CHECKING:
     import signal
 
-    from bpfproxy.datapath.probe import Finding
     from bpfproxy.engine import Engine
     from bpfproxy.proxiers.ebpf.conntrack import Conntrack
     from bpfproxy.proxiers.ebpf.flowcodec import Names
@@ -82,9 +85,7 @@ def plan_manifests(settings: Settings) -> Plan:
 
 def renderer(settings: Settings) -> Renderer:
     """The pure half of the proxier `settings.proxy_mode`."""
-    from bpfproxy.proxiers.ebpf import lifecycle
-
-    return lifecycle.renderer(settings)
+    return lifecycle(settings.proxy_mode).renderer(settings)
 
 
 def render_plan(plan: Plan, settings: Settings) -> list[RenderedRow]:
@@ -127,30 +128,29 @@ def open_engine(settings: Settings, wrap: Callable[[Proxier], Proxier] = lambda 
 
     parts = NodeParts(settings)
     with parts.lock(), contextlib.ExitStack() as stack:
-        proxiers = parts.open_proxiers()
-        for proxier in proxiers.values():
-            stack.callback(proxier.close)
+        mode = settings.proxy_mode
+        proxier = parts.open_proxier(mode)
+        stack.callback(proxier.close)
         config = node_config(settings, settings.node, parts.node_addresses(), state=parts.network())
-        engine = Engine({mode: wrap(proxier) for mode, proxier in proxiers.items()}, settings.proxy_mode, config)
+        engine = Engine({mode: wrap(proxier)}, mode, config)
         engine.start()
         yield engine
 
 
 def check(settings: Settings) -> list[Finding]:
     """What this kernel and machine offer to an agent with `settings`, what would be used, and what follows."""
-    from bpfproxy.proxiers.ebpf import lifecycle
     from bpfproxy.sources.devices import network_state
 
     network = network_state().network
-    return lifecycle.check(settings, plan_devices(device_policy(settings), network))
+    return lifecycle(settings.proxy_mode).check(settings, plan_devices(device_policy(settings), network))
 
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath of a node, whether its agent runs or not. Raises NotRunningError, PermissionsError."""
-    from bpfproxy.proxiers.ebpf import lifecycle
+    from bpfproxy.proxiers.ebpf import lifecycle as ebpf
 
     with _readable(state_dir):
-        return lifecycle.open_view(state_dir)
+        return ebpf.open_view(state_dir)
 
 
 def list_flows(state_dir: Path, wanted: FlowFilter = ALL_FLOWS) -> list[Flow]:
@@ -170,11 +170,11 @@ def flush_flows(state_dir: Path, wanted: FlowFilter = ALL_FLOWS) -> int:
 
 @contextlib.contextmanager
 def _conntrack(state_dir: Path) -> Iterator[tuple[Conntrack, Names]]:
-    from bpfproxy.proxiers.ebpf import lifecycle
+    from bpfproxy.proxiers.ebpf import lifecycle as ebpf
 
     agent = status.read(state_dir) if state_dir.is_dir() else None
     with _readable(state_dir):
-        yield lifecycle.open_conntrack(state_dir, agent.settings if agent else {})
+        yield ebpf.open_conntrack(state_dir, agent.settings if agent else {})
 
 
 @contextlib.contextmanager
@@ -190,17 +190,31 @@ def _readable(state_dir: Path) -> Iterator[None]:
 def read_status(state_dir: Path) -> AgentStatus | None:
     """What the agent of a state directory says of itself, its pid None if it does not run any more; None if there was
     none."""
-    from bpfproxy.proxiers.ebpf import lifecycle
-
     found = status.read(state_dir)
-    if found is not None and lifecycle.agent_pid(state_dir) is None:
+    if found is not None and holder(state_dir) is None:
         found.pid = None  # it was killed
     return found
 
 
 def cleanup(state_dir: Path) -> list[str]:
-    """Remove every trace of a datapath; returns what was removed, empty if there was nothing. Raises
+    """Remove every trace of all proxiers; returns what was removed, empty if there was nothing. Raises
     AlreadyRunningError while an agent runs."""
-    from bpfproxy.proxiers.ebpf import lifecycle
-
-    return lifecycle.cleanup(state_dir)
+    if not state_dir.is_dir():
+        return []
+    for mode in MODES:
+        lifecycle(mode).require()
+    removed = []
+    with StateLock(state_dir) as lock:
+        for mode in MODES:
+            removed += lifecycle(mode).cleanup(state_dir)
+        for path in sorted(state_dir.iterdir()):
+            if path == lock.path:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(str(path))
+        lock.release(remove=True)
+    state_dir.rmdir()
+    return removed

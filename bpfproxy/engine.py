@@ -5,11 +5,12 @@ The engine has no clock and does no I/O of its own; whoever owns it calls `sync`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
 
 from bpfproxy.diff import diff_keys
+from bpfproxy.errors import BpfproxyError, UnsupportedError
 from bpfproxy.model.event import Update
 from bpfproxy.model.frontend import Frontend, FrontendSpec, HealthCheck, NodePlan, ServicePlan
 from bpfproxy.model.service import ObjectName
@@ -21,15 +22,16 @@ Owner = ObjectName | None
 """Whose rows: a Service's, or (None) the node's."""
 
 
-class UnknownMode(Struct, frozen=True):
-    """A Service asks for a proxier that the engine does not hold; the default one serves it."""
+class MissingMode(Struct, frozen=True):
+    """A Service asks for a proxier that cannot be had; the default one serves it."""
 
     service: ObjectName
     mode: str
     served_by: str
+    reason: str
 
     def __str__(self) -> str:
-        return f"Service {self.service}: unknown proxy mode {self.mode!r}; served by {self.served_by}"
+        return f"Service {self.service}: no proxy mode {self.mode!r}: {self.reason}; served by {self.served_by}"
 
 
 class SyncReport(Struct, frozen=True):
@@ -45,7 +47,7 @@ class SyncReport(Struct, frozen=True):
     """Ops that were not; the next sync tries them again."""
     clashes: tuple[Clash, ...]
     """Frontends that a Service lost to another since the last sync."""
-    unknown_modes: tuple[UnknownMode, ...]
+    missing_modes: tuple[MissingMode, ...]
     """Of Services whose plan changed in this sync."""
     nodes: frozenset[str]
     """Names of the Node objects that changed since the last sync."""
@@ -59,15 +61,23 @@ class Engine:
     """Holds the proxiers by mode. A Service is served by the one that it names (`Service.proxy_mode`), else by
     `default_mode`. For one thread at a time.
 
-    Until an update says `complete`, nothing is deleted: rows that an earlier run left may belong to a Service that the
-    source has not delivered yet.
+    A mode that a Service is the first to name is opened by `open_proxier`, which may raise BpfproxyError. Until an
+    update says `complete`, nothing is deleted: rows that an earlier run left may belong to a Service that the source
+    has not delivered yet.
     """
 
-    def __init__(self, proxiers: Mapping[str, Proxier], default_mode: str, node: NodeConfig) -> None:
+    def __init__(
+        self,
+        proxiers: Mapping[str, Proxier],
+        default_mode: str,
+        node: NodeConfig,
+        open_proxier: Callable[[str], Proxier] | None = None,
+    ) -> None:
         if default_mode not in proxiers:
             raise ValueError(f"expected one of the proxiers {', '.join(proxiers)} as the default, not {default_mode!r}")
         self._tables = {mode: _Tables(proxier) for mode, proxier in proxiers.items()}
         self._default = default_mode
+        self._open_proxier = open_proxier
         self._node = node
         self._node_plan = plan_node(node)
         self._staged_node_plan: NodePlan | None = None
@@ -95,6 +105,21 @@ class Engine:
     def node_plan(self) -> NodePlan:
         """Where NodePorts answer."""
         return self._node_plan
+
+    @property
+    def proxiers(self) -> dict[str, Proxier]:
+        """Those that are open, by mode."""
+        return {mode: tables.proxier for mode, tables in self._tables.items()}
+
+    def unused_modes(self) -> list[str]:
+        """Those, but for the default one, that serve no Service and hold no row of any."""
+        if not self._pruned:
+            return []
+        return [mode for mode, tables in self._tables.items() if mode != self._default and not tables.in_use]
+
+    def release(self, mode: str) -> None:
+        """Let go of a proxier that is not in use."""
+        del self._tables[mode]
 
     @property
     def pending(self) -> int:
@@ -153,7 +178,7 @@ class Engine:
         delta = self._index.update(plans)
         self._unplanned = {}
         self._unstaged.update(delta.plans)
-        unknown_modes = self._stage(self._unstaged)
+        missing_modes = self._stage(self._unstaged)
         self._unstaged = {}
         self._stage_node()
         ops = self._apply(prune=self._store.complete)
@@ -163,7 +188,7 @@ class Engine:
             ops=ops,
             failures=tuple(failure for tables in self._tables.values() for failure in tables.failures),
             clashes=delta.clashes,
-            unknown_modes=unknown_modes,
+            missing_modes=missing_modes,
             nodes=changes.nodes,
             service_events=changes.service_events,
             endpoint_events=changes.endpoint_events,
@@ -183,28 +208,40 @@ class Engine:
         self._pruned = prune
         return ops
 
-    def _stage(self, plans: Mapping[ObjectName, ServicePlan | None]) -> tuple[UnknownMode, ...]:
+    def _stage(self, plans: Mapping[ObjectName, ServicePlan | None]) -> tuple[MissingMode, ...]:
         """Render changed plans for the proxiers that are to serve them, or still do."""
-        unknown: list[UnknownMode] = []
+        missing: list[MissingMode] = []
+        targets = {name: self._target(plan, missing) for name, plan in plans.items()}
         rows_of: dict[str, dict[Owner, Rows]] = {mode: {} for mode in self._tables}
         for name, plan in plans.items():
             self._note_health_check(name, plan)
-            target = self._default
-            if plan is not None and plan.proxy_mode is not None:
-                if plan.proxy_mode in self._tables:
-                    target = plan.proxy_mode
-                else:
-                    unknown.append(UnknownMode(name, plan.proxy_mode, self._default))
             for mode, tables in self._tables.items():
-                if mode == target or name in tables.rows:
+                if mode == targets[name] or name in tables.rows:
                     rows_of[mode][name] = {} if plan is None else tables.proxier.render(plan)
-                if mode == target or plan is None:
+                if mode == targets[name] or plan is None:
                     tables.leaving.discard(name)
                 elif name in tables.rows:
                     tables.leaving.add(name)
         for mode, tables in self._tables.items():
             tables.stage(rows_of[mode])
-        return tuple(unknown)
+        return tuple(missing)
+
+    def _target(self, plan: ServicePlan | None, missing: list[MissingMode]) -> str:
+        """The mode that is to serve a Service; opened if need be."""
+        mode = plan.proxy_mode if plan is not None else None
+        if plan is None or mode is None or mode in self._tables:
+            return mode or self._default
+        try:
+            if self._open_proxier is None:
+                raise UnsupportedError("not offered here")
+            tables = _Tables(self._open_proxier(mode))
+        except BpfproxyError as error:
+            missing.append(MissingMode(plan.name, mode, self._default, str(error)))
+            return self._default
+        self._tables[mode] = tables
+        if self._staged_node_plan is not None:
+            tables.stage({None: tables.proxier.render_node(self._staged_node_plan)})
+        return mode
 
     def _note_health_check(self, name: ObjectName, plan: ServicePlan | None) -> None:
         if plan is not None and plan.health_check is not None:
@@ -266,6 +303,11 @@ class _Tables:
             if rows:
                 self.rows[owner] = rows
                 pending.update(rows)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether it has rows of a Service, or has still to get rid of some."""
+        return bool(self.rows.keys() - {None} or self.leaving or self.pending or self.failures)
 
     def is_pending(self, owner: Owner) -> bool:
         """Whether some row of `owner` is not as wanted yet."""

@@ -48,3 +48,10 @@ class DatapathError(BpfproxyError):
     """The kernel refused a program, a map or an attachment."""
 
     exit_code = 8
+
+
+def describe(error: BaseException | None) -> str:
+    """One line for a log: errors of our own say all themselves."""
+    if error is None:
+        return "it ended"
+    return str(error) if isinstance(error, BpfproxyError) else f"{type(error).__name__}: {error}"

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import math
 import os
 import re
 import signal
@@ -27,16 +26,17 @@ import bpfproxy
 from bpfproxy import status
 from bpfproxy.agent import process
 from bpfproxy.agent.parts import NodeParts, Parts, Source
+from bpfproxy.agent.upkeep import Upkeep
 from bpfproxy.config import Settings
 from bpfproxy.engine import Engine, SyncReport
-from bpfproxy.errors import BpfproxyError, InputError
+from bpfproxy.errors import InputError, describe
 from bpfproxy.events import emit
 from bpfproxy.model.address import Address
 from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import Update
 from bpfproxy.model.service import Node
 from bpfproxy.plan import NodeConfig, node_config
-from bpfproxy.proxiers import base
+from bpfproxy.proxiers.base import Proxier
 from bpfproxy.runner import Backoff, Runner
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,8 @@ class Agent:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped_by: signal.Signals | None = None
+        self._proxiers: dict[str, Proxier] = {}
+        """Those that are open, by mode."""
         self._updates: list[Update] = []
         self._addresses: frozenset[Address] = frozenset()
         self._network = NetworkState()
@@ -100,34 +102,62 @@ class Agent:
         """
         self._config()  # bad settings, before anything is touched
         with self._parts.lock(), self._worker, process.signals(self._interrupted):
-            proxiers = await self._in_worker(self._parts.open_proxiers)
             try:
-                await self._serve(proxiers)
+                await self._serve(await self._prepare())
             finally:
-                # Queued behind what the worker still does.
-                for proxier in proxiers.values():
-                    await self._in_worker(proxier.close)
+                await self._in_worker(self._close_proxiers)  # queued behind what the worker still does
                 self.status.pid = None
                 self._write_status()
         emit(log, logging.INFO, "stopped", signal=self._stopped_by and self._stopped_by.name)
         return self._stopped_by
 
-    async def _serve(self, proxiers: Mapping[str, base.Proxier]) -> None:
+    async def _prepare(self) -> Engine:
+        """An engine with the default proxier, and those that an earlier run has left in the kernel: what they served
+        moves over."""
+        default = self.settings.proxy_mode
+        await self._in_worker(partial(self._open_proxier, default))
+        for mode in await self._in_worker(self._parts.modes_present):
+            if mode != default:
+                await self._in_worker(partial(self._open_proxier, mode))
         self._addresses = frozenset(await self._in_worker(self._parts.node_addresses))
         self._network = await self._in_worker(self._parts.network)
         gc.disable()  # until the first sync is done: among what is loaded there is no garbage, and much to walk
-        engine = Engine(proxiers, self.settings.proxy_mode, self._config())
+        engine = Engine(self._proxiers, default, self._config(), self._open_proxier)
         await self._in_worker(engine.start)
         emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
+        return engine
+
+    def _open_proxier(self, mode: str) -> Proxier:
+        self._proxiers[mode] = proxier = self._parts.open_proxier(mode)
+        return proxier
+
+    def _close_proxiers(self) -> None:
+        for proxier in self._proxiers.values():
+            proxier.close()
+
+    def _take_away(self, mode: str) -> int:
+        """Remove all that a mode has in the kernel; returns how many things that were."""
+        removed = self._parts.cleanup(mode)
+        self._proxiers.pop(mode).close()
+        return len(removed)
+
+    async def _serve(self, engine: Engine) -> None:
+        upkeep = Upkeep(
+            engine,
+            self._in_worker,
+            self._take_away,
+            self.status.counters,
+            self._status_changed.set,
+            self._backoff,
+        )
         objects = self._parts.object_source(self._refuse)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._sync_forever(engine)),
+                group.create_task(self._sync_forever(engine, upkeep, group)),
                 group.create_task(self._keep("objects", objects, self._take)),
                 group.create_task(self._keep("addresses", self._parts.address_source(), self._take_addresses)),
                 group.create_task(self._keep("devices", self._parts.network_source(), self._take_network)),
                 group.create_task(self._write_status_forever()),
-                *(group.create_task(self._tend_forever(mode, proxier)) for mode, proxier in proxiers.items()),
             ]
             await self._stopping.wait()
             process.notify("STOPPING=1")
@@ -180,7 +210,7 @@ class Agent:
             pause = backoff.failed()
             self.status.counters.source_restarts += 1
             self._status_changed.set()
-            emit(log, logging.ERROR, "source_failed", source=name, error=_describe(error), retry_seconds=pause)
+            emit(log, logging.ERROR, "source_failed", source=name, error=describe(error), retry_seconds=pause)
             log.debug("event=source_trace", exc_info=error)
             await asyncio.sleep(pause)
 
@@ -190,13 +220,16 @@ class Agent:
         self._runner.request()
         self._wake.set()
 
-    async def _sync_forever(self, engine: Engine) -> None:
+    async def _sync_forever(self, engine: Engine, upkeep: Upkeep, group: asyncio.TaskGroup) -> None:
         while True:
+            upkeep.tend(group)
             while (delay := self._runner.delay()) > 0:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), delay)
             await self._sync_once(engine)
+            if not self._troubles:
+                await upkeep.retire()
 
     async def _sync_once(self, engine: Engine) -> None:
         full = self._runner.begin()
@@ -211,7 +244,7 @@ class Agent:
         except Exception as error:
             counters.failed_syncs += 1
             log.debug("event=sync_trace", exc_info=error)
-            self._settle({_describe(error): []})
+            self._settle({describe(error): []})
         else:
             counters.refused_rows += len(report.failures)
             self._tell(engine, report, seconds, full=full)
@@ -227,8 +260,8 @@ class Agent:
         for clash in report.clashes:
             self.status.counters.clashes += 1
             emit(log, logging.WARNING, "clash", message=str(clash))
-        for unknown in report.unknown_modes:
-            emit(log, logging.WARNING, "refused", input=str(unknown))
+        for missing in report.missing_modes:
+            emit(log, logging.WARNING, "refused", input=str(missing))
         emit(
             log,
             logging.INFO if report.ops or report.planned else logging.DEBUG,
@@ -281,31 +314,6 @@ class Agent:
             emit(log, logging.INFO, "recovered", failed_tries=self._runner.failures)
         self._troubles = frozenset(troubles)
 
-    async def _tend_forever(self, mode: str, proxier: base.Proxier) -> None:
-        """A proxier's upkeep, when it asks for it."""
-        backoff = self._backoff()
-        counters = self.status.counters
-        delay = 0.0
-        while delay < math.inf:
-            await asyncio.sleep(delay)
-            try:
-                done = await self._in_worker(proxier.tend)
-            except Exception as error:
-                delay = backoff.failed()
-                counters.failed_upkeep += 1
-                level = logging.ERROR if backoff.failures == 1 else logging.DEBUG
-                emit(log, level, "upkeep_failed", proxier=mode, error=_describe(error), retry_seconds=delay)
-                log.debug("event=upkeep_trace", exc_info=error)
-            else:
-                backoff.reset()
-                delay = done.delay
-                counters.expired_flows += done.expired_flows
-                counters.nearly_full_maps += len(done.nearly_full)
-                if not (done.expired_flows or done.nearly_full):
-                    continue
-                emit(log, logging.DEBUG, "upkeep", proxier=mode, expired_flows=done.expired_flows)
-            self._status_changed.set()
-
     # ---- surroundings ---------------------------------------------------------------------------------------------
 
     async def _in_worker(self, job: Callable[[], T]) -> T:
@@ -322,7 +330,7 @@ class Agent:
         try:
             status.write(self.settings.state_dir, self.status)
         except OSError as error:
-            emit(log, logging.WARNING, "status_failed", error=_describe(error))
+            emit(log, logging.WARNING, "status_failed", error=describe(error))
 
 
 def _sync(engine: Engine, updates: list[Update], node: NodeConfig | None, *, full: bool) -> tuple[SyncReport, float]:
@@ -334,12 +342,6 @@ def _sync(engine: Engine, updates: list[Update], node: NodeConfig | None, *, ful
         engine.set_node(node)
     report = engine.resync() if full else engine.sync()
     return report, time.perf_counter() - begin
-
-
-def _describe(error: BaseException | None) -> str:
-    if error is None:
-        return "it ended"
-    return str(error) if isinstance(error, BpfproxyError) else f"{type(error).__name__}: {error}"
 
 
 def _now() -> str:

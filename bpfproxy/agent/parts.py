@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from bpfproxy.config import Settings
-from bpfproxy.errors import InputError
+from bpfproxy.errors import InputError, UnsupportedError
+from bpfproxy.lock import StateLock
 from bpfproxy.model.address import Address
 from bpfproxy.model.device import NetworkState
 from bpfproxy.model.event import Update
 from bpfproxy.proxiers.base import Proxier
+from bpfproxy.proxiers.modes import MODES, lifecycle
 
 Item = TypeVar("Item", covariant=True)
 
@@ -28,11 +30,19 @@ class Parts(Protocol):
     """What an agent is put together from."""
 
     def lock(self) -> AbstractContextManager[object]:
-        """Held while the agent runs. Raises AlreadyRunningError."""
+        """Held while the agent runs. Raises AlreadyRunningError, PermissionsError."""
         ...
 
-    def open_proxiers(self) -> Mapping[str, Proxier]:
-        """By mode; called in the worker thread."""
+    def open_proxier(self, mode: str) -> Proxier:
+        """Called in the worker thread. Raises UnsupportedError where there is no such mode, or not here."""
+        ...
+
+    def modes_present(self) -> Iterable[str]:
+        """Modes of which an earlier run has left something in the kernel. Called in the worker thread."""
+        ...
+
+    def cleanup(self, mode: str) -> list[str]:
+        """Remove all that a mode has in the kernel; returns what was removed. Called in the worker thread."""
         ...
 
     def node_addresses(self) -> Iterable[Address]:
@@ -64,15 +74,22 @@ class NodeParts:
 
     def lock(self) -> AbstractContextManager[object]:
         """See `Parts.lock`."""
-        from bpfproxy.proxiers.ebpf import lifecycle
+        lifecycle(self._settings.proxy_mode).require()
+        return StateLock(self._settings.state_dir)
 
-        return lifecycle.lock(self._settings.state_dir)
+    def open_proxier(self, mode: str) -> Proxier:
+        """See `Parts.open_proxier`."""
+        if mode not in MODES:
+            raise UnsupportedError(f"expected one of {', '.join(MODES)}")
+        return lifecycle(mode).open_proxier(self._settings)
 
-    def open_proxiers(self) -> Mapping[str, Proxier]:
-        """See `Parts.open_proxiers`."""
-        from bpfproxy.proxiers.ebpf import lifecycle
+    def modes_present(self) -> Iterable[str]:
+        """See `Parts.modes_present`."""
+        return [mode for mode in MODES if lifecycle(mode).present(self._settings.state_dir)]
 
-        return {"ebpf": lifecycle.open_proxier(self._settings)}
+    def cleanup(self, mode: str) -> list[str]:
+        """See `Parts.cleanup`."""
+        return lifecycle(mode).cleanup(self._settings.state_dir)
 
     def node_addresses(self) -> Iterable[Address]:
         """See `Parts.node_addresses`."""

@@ -77,6 +77,10 @@ class Watched:
         self._inner.activate(complete=complete)
         self.marks.setdefault("activation", _clock() - begin)
 
+    def drained(self) -> bool:
+        """As it is."""
+        return self._inner.drained()
+
     def close(self) -> None:
         """As it is."""
         self._inner.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from bpfproxy.datapath import bpffs, cgroup, features, libbpf, loader, sockdestr
 from bpfproxy.datapath.libbpf import ENOTSUPP
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import BpfproxyError
+from bpfproxy.model.finding import Finding
 
 _HASH: Final = 1
 _PERCPU_ARRAY: Final = 6
@@ -23,20 +23,6 @@ _OPTIONAL_HELPERS: Final = {
     "bpf_set_retval": "connect to a Service without endpoints fails with EPERM in place of ECONNREFUSED",
 }
 _REFUSED: Final = "the socket level cannot be loaded"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    available: bool
-    detail: str
-    """What was found, or why it could not be had."""
-    consequence: str
-    """What follows if it is not available."""
-    required: bool = False
-    """Whether the agent cannot run without it."""
 
 
 def probe(state_dir: Path, cgroup_dir: Path | None = None, loader_name: LoaderName = "auto") -> list[Finding]:

@@ -9,9 +9,9 @@ from typing import Final, Literal
 from bpfproxy.datapath import bpffs, device, features, libbpf
 from bpfproxy.datapath.device import Hook
 from bpfproxy.datapath.hooks import DeviceHooks
-from bpfproxy.datapath.probe import Finding
 from bpfproxy.errors import BpfproxyError
 from bpfproxy.model.device import DevicePlan, DeviceRole, Xdp
+from bpfproxy.model.finding import Finding
 
 _DIRECTIONS: Final[dict[Hook, Literal["ingress", "egress"]]] = {Hook.TC_IN: "ingress", Hook.TC_OUT: "egress"}
 

@@ -86,6 +86,11 @@ class Proxier(Protocol):
         """Do a bounded part of the upkeep that is due: forget flows whose time is over, for one."""
         ...
 
+    def drained(self) -> bool:
+        """Asked when it serves no Service any more: whether no connection depends on it, so that all it has in the
+        kernel can go."""
+        ...
+
     def close(self) -> None:
         """Release descriptors. The datapath stays in place."""
         ...

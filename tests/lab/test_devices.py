@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from bpfproxy import api
 from bpfproxy.config import Settings
 from bpfproxy.datapath import attach, bpffs, device, libbpf, loader
 from bpfproxy.datapath.device import Hook, XdpTarget
@@ -416,13 +417,13 @@ def test_cleanup_takes_everything_away(node: Net, state: Path, runs: Callable[..
     run.sync()
     node.delete("veth7")
     run.close()
-    removed = lifecycle.cleanup(state)
+    removed = api.cleanup(state)
     for name in (f"tc_in-{index}", f"tc_out-{index}", f"xdp-{index}"):
         assert f"link {name}" in removed
     assert device.xdp_program(index) == 0
     assert device.tcx_programs(index, "ingress") == device.tcx_programs(index, "egress") == []
     assert all(message.get_attr("TCA_KIND") != "clsact" for message in node.ip.get_qdiscs(index))
     assert not state.exists()
-    assert lifecycle.cleanup(state) == []
+    assert api.cleanup(state) == []
     state.mkdir()
     bpffs.mount(state)

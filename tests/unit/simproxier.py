@@ -67,6 +67,8 @@ class SimProxier:
         self.log: list[str] = []
         """Shared between proxiers by a test that looks at their order."""
         self.activations: list[bool] = []
+        self.is_drained = True
+        self.closed = False
         self.tended: list[Tended | Exception] = []
         """What the next calls of `tend` are to say."""
 
@@ -146,8 +148,11 @@ class SimProxier:
             raise done
         return done
 
+    def drained(self) -> bool:
+        return self.is_drained
+
     def close(self) -> None:
-        return None
+        self.closed = True
 
 
 def leads_to(kernel: Kernel) -> dict[Frontend, SetName]:

@@ -11,7 +11,8 @@ import re
 import shlex
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,8 +21,8 @@ import pytest
 from bpfproxy import status
 from bpfproxy.agent import Agent
 from bpfproxy.config import Settings
-from bpfproxy.datapath.lock import StateLock
-from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError
+from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError, UnsupportedError
+from bpfproxy.lock import StateLock
 from bpfproxy.model.address import Address, parse_address
 from bpfproxy.model.device import Device, NetworkState, NodeNetwork
 from bpfproxy.model.event import ObjectKey, Update
@@ -29,7 +30,7 @@ from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
 from bpfproxy.proxiers.base import Op, Proxier, Tended
 from bpfproxy.runner import Backoff, Runner
-from tests.unit.simproxier import NodeAddress, SimProxier
+from tests.unit.simproxier import Kernel, NodeAddress, SimProxier
 
 DEADLINE = 10.0
 T = TypeVar("T")
@@ -100,6 +101,7 @@ class World:
     def __init__(self, state_dir: Path) -> None:
         self.settings = Settings(acceleration="auto", state_dir=state_dir, node_name="n1", min_sync_period=0.0)
         self.proxier = SimProxier("ebpf", {})
+        self.proxiers = {"ebpf": self.proxier, "iptables": SimProxier("iptables", {})}
         self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
         self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
         self.networks: asyncio.Queue[NetworkState | Exception] = asyncio.Queue()
@@ -109,10 +111,21 @@ class World:
     def lock(self) -> contextlib.AbstractContextManager[object]:
         return StateLock(self.settings.state_dir)
 
-    def open_proxiers(self) -> Mapping[str, Proxier]:
+    def open_proxier(self, mode: str) -> Proxier:
         if self.cannot_open:
             raise self.cannot_open
-        return {"ebpf": self.proxier}
+        if mode not in self.proxiers:
+            raise UnsupportedError("not in this kernel")
+        return self.proxiers[mode]
+
+    def modes_present(self) -> Iterable[str]:
+        return [mode for mode, proxier in self.proxiers.items() if proxier.kernel]
+
+    def cleanup(self, mode: str) -> list[str]:
+        kernel = self.proxiers[mode].kernel
+        removed = [str(key) for key in kernel]
+        kernel.clear()
+        return removed
 
     def node_addresses(self) -> Iterable[Address]:
         return [HERE]
@@ -151,6 +164,11 @@ class World:
             finally:
                 logger.removeHandler(events)
                 logger.setLevel(level)
+
+
+def assert_served(kernel: Kernel, by: Kernel) -> None:
+    """What has gone from one is in the other."""
+    assert {WEB_IP, DNS_IP} <= kernel.keys() | by.keys()
 
 
 @pytest.fixture
@@ -356,16 +374,103 @@ class TestTrouble:
 
         asyncio.run(story())
 
-    def test_clashes_and_unknown_modes_are_told(self, world: World) -> None:
+    def test_clashes_and_missing_modes_are_told(self, world: World) -> None:
         async def story() -> None:
             async with world.running() as (agent, events):
                 world.say(WEB, service("xeb", "172.30.0.1"), service("other", "172.30.0.9", proxy_mode="ipvs"))
                 clash = await events.next("clash")
                 assert clash["message"] == f"Service ns/xeb: {WEB_IP} belongs to Service ns/web"
-                assert "unknown proxy mode" in (await events.next("refused"))["input"]
+                refused = await events.next("refused")
+                assert refused["input"] == "Service ns/other: no proxy mode 'ipvs': not in this kernel; served by ebpf"
                 await events.next("ready")
                 assert agent.status.clashes == [clash["message"]]
                 assert agent.status.counters.clashes == 1
+
+        asyncio.run(story())
+
+
+class TestModes:
+    def leave_behind(self, world: World) -> SimProxier:
+        """What an agent of another mode would have left."""
+        former = world.proxiers["iptables"]
+
+        async def story() -> None:
+            world.settings = replace(world.settings, proxy_mode="iptables")  # type: ignore[arg-type]
+            async with world.running() as (_, events):
+                world.say(WEB, DNS)
+                await events.next("ready")
+            world.settings = replace(world.settings, proxy_mode="ebpf")
+
+        asyncio.run(story())
+        assert WEB_IP in former.kernel
+        world.objects = asyncio.Queue()
+        return former
+
+    def test_the_former_mode_is_cleaned_up_when_the_new_one_serves(self, world: World) -> None:
+        former = self.leave_behind(world)
+        former.look = lambda kernel: assert_served(kernel, world.proxier.kernel)
+
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say(WEB, complete=False)
+                await events.next("sync", services="1")
+                assert DNS_IP in former.kernel
+                world.say(DNS)
+                assert (await events.next("cleaned_up"))["proxier"] == "iptables"
+                assert {WEB_IP, DNS_IP} <= world.proxier.kernel.keys()
+                assert (former.kernel, former.closed) == ({}, True)
+
+        asyncio.run(story())
+
+    def test_it_stays_as_long_as_connections_depend_on_it(self, world: World) -> None:
+        former = self.leave_behind(world)
+        former.is_drained = False
+
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say(WEB, DNS)
+                assert (await events.next("draining"))["proxier"] == "iptables"
+                assert WEB_IP not in former.kernel
+                assert NodeAddress(HERE) in former.kernel
+                former.is_drained = True
+                world.say(service("more", "172.30.0.3"))
+                await events.next("cleaned_up")
+                assert former.kernel == {}
+                assert events.count("draining") == 1
+
+        asyncio.run(story())
+
+    def test_the_annotation_opens_a_mode_and_its_end_takes_it_away(self, world: World) -> None:
+        other = world.proxiers["iptables"]
+
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say(WEB, DNS)
+                await events.next("ready")
+                assert other.kernel == {}
+                world.say(service("dns", "172.30.0.2", proxy_mode="iptables"))
+                await events.next("sync", services="1")
+                assert (DNS_IP in other.kernel, DNS_IP in world.proxier.kernel) == (True, False)
+                assert NodeAddress(HERE) in other.kernel
+                world.say(DNS)
+                await events.next("cleaned_up")
+                assert (other.kernel, DNS_IP in world.proxier.kernel) == ({}, True)
+
+        asyncio.run(story())
+
+    def test_a_cleanup_that_fails_is_tried_again(self, world: World) -> None:
+        former = self.leave_behind(world)
+        cleanup = world.cleanup
+        world.cleanup = lambda mode: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+
+        async def story() -> None:
+            async with world.running() as (_, events):
+                world.say(WEB, DNS)
+                assert (await events.next("cleanup_failed"))["proxier"] == "iptables"
+                world.cleanup = cleanup  # type: ignore[method-assign]
+                world.say(service("more", "172.30.0.3"))
+                await events.next("cleaned_up")
+                assert former.kernel == {}
 
         asyncio.run(story())
 

@@ -450,14 +450,14 @@ class TestSeveralProxiers:
         pair.engine.sync()
         assert not any(WEB_IP in kernel for kernel in pair.kernels.values())
 
-    def test_an_unknown_mode_is_told_and_the_default_used(self, pair: World) -> None:
+    def test_a_missing_mode_is_told_and_the_default_used(self, pair: World) -> None:
         pair.engine.update(Update((replace(WEB, proxy_mode="three"),)))
         report = pair.engine.sync()
-        assert [str(note) for note in report.unknown_modes] == [
-            "Service ns/web: unknown proxy mode 'three'; served by one"
+        assert [str(note) for note in report.missing_modes] == [
+            "Service ns/web: no proxy mode 'three': not offered here; served by one"
         ]
         assert WEB_IP in pair.kernels["one"]
-        assert pair.engine.sync().unknown_modes == ()
+        assert pair.engine.sync().missing_modes == ()
 
     def test_a_clash_between_proxiers_is_won_by_one(self, pair: World) -> None:
         pair.engine.update(Update((service("aaa", "172.30.0.1", proxy_mode="two"),)))

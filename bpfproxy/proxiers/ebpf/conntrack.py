@@ -13,6 +13,7 @@ of their own for them, are in `tuples` (bpf/abi.h). Programs write these maps at
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterator
 from typing import Final, Protocol
 
@@ -95,6 +96,10 @@ class Conntrack:
             now = self.clock()
             family = table.layouts.family
             yield from filter(None, flowcodec.decode(family, keys, values, self.limits, names, tuples=tuples, now=now))
+
+    def is_empty(self) -> bool:
+        """Whether there is no flow. Takes no longer the more there are."""
+        return not any(count for table in self.tables for _, _, count in itertools.islice(table.flows.batches(1), 1))
 
     # ---- removing ------------------------------------------------------------------------------------------------
 

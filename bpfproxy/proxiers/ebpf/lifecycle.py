@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -23,13 +22,13 @@ from typing import Final
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, attach, bpffs, calls, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.hooks import DeviceHooks
-from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map
-from bpfproxy.datapath.probe import Finding, probe
+from bpfproxy.datapath.probe import probe
 from bpfproxy.datapath.probe_device import probe_devices
 from bpfproxy.errors import InputError, NotRunningError
 from bpfproxy.model.address import v4_mapped
 from bpfproxy.model.device import DevicePlan
+from bpfproxy.model.finding import Finding
 from bpfproxy.model.frontend import Scope
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.ebpf import flowcodec, packet, snapshot
@@ -61,12 +60,17 @@ def renderer(settings: Settings) -> EbpfRenderer:
     return EbpfRenderer(Scheduler[settings.scheduler.upper().replace("-", "_")])
 
 
+def require() -> None:
+    """Raises PermissionsError that names the capabilities that this process lacks."""
+    features.require_capabilities()
+
+
 def open_proxier(settings: Settings) -> EbpfProxier:
     """Load programs and maps; nothing is attached before `EbpfProxier.activate`.
 
     The caller holds the lock of the state directory. Raises PermissionsError, UnsupportedError, DatapathError.
     """
-    features.require_capabilities()
+    require()
     root = settings.cgroup or cgroup.mount_point()
     if not cgroup.is_cgroup2(root):
         raise InputError(f"--cgroup {root}: expected a directory of a cgroup v2 file system")
@@ -81,17 +85,6 @@ def open_proxier(settings: Settings) -> EbpfProxier:
         devices=datapath.devices,
         timeouts=flowcodec.timeouts_of(settings),
     )
-
-
-def lock(state_dir: Path) -> StateLock:
-    """Keep other agents and `cleanup` out of a state directory. Raises AlreadyRunningError, PermissionsError."""
-    features.require_capabilities()
-    return StateLock(state_dir)
-
-
-def agent_pid(state_dir: Path) -> int | None:
-    """The process that holds a state directory's lock, if there is one."""
-    return holder(state_dir)
 
 
 def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
@@ -127,33 +120,23 @@ def _open_maps(state_dir: Path) -> dict[str, Map]:
     return loader.open_maps(directory)
 
 
-def cleanup(state_dir: Path) -> list[str]:
-    """Remove every trace of a datapath; returns what was removed, empty if there was nothing.
+def present(state_dir: Path) -> bool:
+    """Whether a datapath, or what is left of one, is under a state directory."""
+    return (state_dir / "bpf").is_dir()
 
-    Raises AlreadyRunningError while an agent runs.
-    """
-    if not state_dir.is_dir():
-        return []
-    with StateLock(state_dir) as lock:
-        removed: list[str] = []
-        top = bpffs.locate(state_dir)
-        if top is not None:
-            removed += [f"link {name}" for name in DeviceHooks(top, tcx=True).detach_all()]
-            removed += [f"link {name}" for name in attach.detach_all(top / "links")]
-            for directory in _map_directories(top):
-                removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
-        if bpffs.unmount(state_dir):
-            removed.append(f"bpffs {state_dir / 'bpf'}")
-        for path in sorted(state_dir.iterdir()):
-            if path == lock.path:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-            removed.append(str(path))
-        lock.release(remove=True)
-    state_dir.rmdir()
+
+def cleanup(state_dir: Path) -> list[str]:
+    """Remove every trace of a datapath; returns what was removed, empty if there was nothing. The caller holds the
+    lock of the state directory."""
+    removed: list[str] = []
+    top = bpffs.locate(state_dir)
+    if top is not None:
+        removed += [f"link {name}" for name in DeviceHooks(top, tcx=True).detach_all()]
+        removed += [f"link {name}" for name in attach.detach_all(top / "links")]
+        for directory in _map_directories(top):
+            removed += [f"map {path.name}" for path in sorted(directory.iterdir())]
+    if bpffs.unmount(state_dir):
+        removed.append(f"bpffs {state_dir / 'bpf'}")
     return removed
 
 

@@ -132,6 +132,10 @@ class EbpfProxier:
         """See `Proxier.tend`."""
         return self._collector.run()
 
+    def drained(self) -> bool:
+        """See `Proxier.drained`. Sockets have their backends' addresses; flows have nothing but their rows here."""
+        return self._conntrack.is_empty()
+
     def close(self) -> None:
         """See `Proxier.close`."""
         self._close()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bpfproxy.datapath import cgroup, features, libbpf
-from bpfproxy.datapath.probe import Finding, probe
+from bpfproxy.datapath.probe import probe
 from bpfproxy.lab import cgroup as lab_cgroup
+from bpfproxy.model.finding import Finding
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:

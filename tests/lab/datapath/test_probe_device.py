@@ -10,9 +10,9 @@ from bpfproxy.datapath import attach, device, libbpf, xdp_features
 from bpfproxy.datapath.device import Hook, TcxTarget, XdpTarget
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.loader import Loaded
-from bpfproxy.datapath.probe import Finding
 from bpfproxy.datapath.probe_device import probe_devices
 from bpfproxy.model.device import DevicePlan, DeviceRole, Xdp
+from bpfproxy.model.finding import Finding
 from tests.lab.datapath.devices import Net
 
 

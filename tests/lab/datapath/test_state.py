@@ -12,9 +12,9 @@ import pytest
 
 from bpfproxy.datapath import bpffs
 from bpfproxy.datapath.libbpf import pin
-from bpfproxy.datapath.lock import StateLock, holder
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import AlreadyRunningError
+from bpfproxy.lock import StateLock, holder
 
 
 def pin_a_map(path: Path) -> None:
@@ -114,7 +114,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 def test_a_killed_holder_leaves_no_lock(tmp_path: Path) -> None:
     code = f"""
     from pathlib import Path
-    from bpfproxy.datapath.lock import StateLock
+    from bpfproxy.lock import StateLock
     lock = StateLock(Path({str(tmp_path)!r}))
     print("held", flush=True)
     input()
@@ -145,7 +145,7 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     result = run(
         f"""
         from pathlib import Path
-        from bpfproxy.datapath.lock import StateLock
+        from bpfproxy.lock import StateLock
         from bpfproxy.errors import PermissionsError
         try:
             StateLock(Path({str(directory)!r}))
