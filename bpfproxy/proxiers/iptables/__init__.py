@@ -1,0 +1,1 @@
+"""Rules as kube-proxy writes them in its iptables mode."""
