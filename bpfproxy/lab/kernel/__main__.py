@@ -24,7 +24,9 @@ def main(version: str, pytest_arguments: tuple[str, ...], results: Path | None, 
     that need it, tests/kernels. What follows -- goes to pytest; the exit status is pytest's."""
     try:
         kernel = debian.fetch(version, refresh=refresh)
-        sys.exit(tests.run(kernel, pytest_arguments or tests.DEFAULT, results or Path("build/kernels") / version, timeout))
+        sys.exit(
+            tests.run(kernel, pytest_arguments or tests.DEFAULT, results or Path("build/kernels") / version, timeout)
+        )
     except BpfproxyError as error:
         click.echo(f"kernel-test: {error}", err=True)
         sys.exit(error.exit_code)

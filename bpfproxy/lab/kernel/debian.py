@@ -1,7 +1,7 @@
 """Debian's kernels: fetched by apt from the mirror that this machine uses, unpacked into a cache and never installed.
 
-    CACHE/VERSION/apt       lists and packages, of an apt configuration of our own
-    CACHE/VERSION/root      the unpacked package: boot/vmlinuz-*, lib/modules/*
+CACHE/VERSION/apt       lists and packages, of an apt configuration of our own
+CACHE/VERSION/root      the unpacked package: boot/vmlinuz-*, lib/modules/*
 """
 
 from __future__ import annotations

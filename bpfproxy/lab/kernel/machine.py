@@ -26,9 +26,20 @@ MEMORY: Final = "2G"
 PROGRAMS: Final = ("vng", "virtme-run", "qemu-system-x86_64", "busybox", "udevadm", "modprobe")
 """Without udev the guest's output and status get lost; busybox is in its initial file system."""
 
+RESULTS: Final = Path("/tmp/bpfproxy-kernel-test")
+"""Where the guest has the results' directory."""
+
 _SCRIPT: Final = """\
 #!/bin/sh
-# /tmp and /run are the guest's own.
+# virtme-ng mounts without a cache, and then Python takes half a minute to start.
+while read -r tag path rest; do
+    case " {cached} " in
+        *" $path "*)
+            umount "$path"
+            mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose "$tag" "$path"
+            ;;
+    esac
+done </proc/mounts
 cd {directory} || exit
 export {environment}
 {command}
@@ -47,10 +58,12 @@ def run(
     *,
     directory: Path,
     environment: Mapping[str, str],
+    cached: Sequence[Path],
     timeout: float,
 ) -> int:
     """Boot `kernel`, run `command` as root in `directory`, and return its status. What it prints goes to standard
-    output and to `results`/log; `results` is the one directory to which it can write for good.
+    output and to `results`/log; `results` (in the guest: RESULTS) is the one directory to which it can write for good.
+    `cached` are directories that the host leaves alone meanwhile, none inside another, without spaces.
 
     Raises MachineError if the command does not end within `timeout` seconds.
     """
@@ -59,19 +72,22 @@ def run(
         raise MachineError(f"no {', '.join(missing)} on PATH: `./dev kernel-test` installs them")
     results = results.resolve()
     script, status = results / "script", results / "status"
+    in_guest = RESULTS / status.name
     status.unlink(missing_ok=True)
     variables = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
     script.write_text(
         _SCRIPT.format(
+            cached=" ".join(map(str, cached)),
             directory=shlex.quote(str(directory)),
             environment=variables,
             command=shlex.join(command),
-            status=shlex.quote(str(status)),
+            status=in_guest,
         )
     )
     script.chmod(0o755)
     machine = subprocess.Popen(
-        _vng(kernel, script, results),
+        _vng(kernel, results, cached),
+        cwd="/",  # the guest's is the same, and must not keep a mount busy
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,9 +113,19 @@ def run(
     raise MachineError(f"kernel {kernel.release}: {why}; see {results / 'log'}")
 
 
-def _vng(kernel: Kernel, script: Path, results: Path) -> list[str]:
+def _vng(kernel: Kernel, results: Path, cached: Sequence[Path]) -> list[str]:
     options = ["--disable-kvm", "--disable-microvm", "--force-9p", "--cpus", str(CPUS), "--memory", MEMORY]
-    return ["nice", "vng", "--run", str(kernel.image), *options, f"--rwdir={results}", "--", str(script)]
+    options += [f"--rodir={path}" for path in cached]
+    return [
+        "nice",
+        "vng",
+        "--run",
+        str(kernel.image),
+        *options,
+        f"--rwdir={RESULTS}={results}",
+        "--",
+        str(RESULTS / "script"),
+    ]
 
 
 def _copy(source: IO[bytes], log: IO[bytes]) -> None:

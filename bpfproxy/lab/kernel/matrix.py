@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
 import subprocess
 import sys
@@ -63,22 +62,16 @@ def run(version: str, results: Path) -> Result:
     results = results.resolve()
     results.mkdir(parents=True, exist_ok=True)
     wanted = [test for group in CHECKS.values() for test in group]
-    pytest = tests.pytest_command([*wanted, "-q", "-k", _ONLY], results)
-    survey = [sys.executable, "-m", "bpfproxy.lab.kernel.survey", str(results / "survey.json")]
+    inside = results if version == RUNNING else machine.RESULTS
+    pytest = tests.pytest_command([*wanted, "-q", "-k", _ONLY], inside)
+    survey = [sys.executable, "-m", "bpfproxy.lab.kernel.survey", str(inside / "survey.json")]
     command = ["sh", "-c", f"{shlex.join(survey)} && {shlex.join(pytest)}"]
     for name in ("survey.json", "junit.xml"):
         (results / name).unlink(missing_ok=True)
     if version == RUNNING:
         subprocess.run(command, cwd=PROJECT, check=False, timeout=_TIMEOUT)
     else:
-        machine.run(
-            debian.fetch(version),
-            command,
-            results,
-            directory=PROJECT,
-            environment=tests.environment(),
-            timeout=_TIMEOUT,
-        )
+        tests.run_command(debian.fetch(version), command, results, _TIMEOUT)
     return read(results)
 
 
@@ -106,8 +99,8 @@ def write(results: Sequence[Result]) -> None:
 def _document(results: Sequence[Result]) -> Iterator[str]:
     yield "# Kernels"
     yield ""
-    yield "Made by `./dev kernel-test --update-docs`, which boots each kernel, asks it what `bpfproxy check` asks, and runs"
-    yield "tests on it; not to be edited by hand."
+    yield "Made by `./dev kernel-test --update-docs`, which boots each kernel, asks it what `bpfproxy check` asks, and"
+    yield "runs tests on it; not to be edited by hand."
     yield ""
     releases = [result.survey.release for result in results]
     yield from _table(("kernel", *releases), [("agent", *(_agent(result) for result in results))])

@@ -11,7 +11,7 @@ They are kube-proxy's, with these differences:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from bpfproxy.model.address import Family, Network
@@ -34,6 +34,8 @@ SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
 
 MARK: Final = 0x4000
 """Of packets to masquerade: the same as that of the iptables proxier, which treats them alike."""
+_NEW: Final = "-m conntrack --ctstate NEW "
+_FROM_NODE: Final = "-m addrtype --src-type LOCAL "
 _LOOPBACK: Final[dict[Family, str]] = {4: "127.0.0.0/8", 6: "::1/128"}
 
 _JUMPS: Final = (
@@ -175,9 +177,8 @@ class _Rules:
 
     def filter(self) -> list[str]:
         """Nobody reaches the node's own ports by a VIP."""
-        claims = (*sets.CLAIMS, sets.EXTERNAL_IP_LOCAL)
         return [
-            *(self.match(name, "dst,dst", "RETURN") for name in dict.fromkeys(claims)),
+            *(self.match(name, "dst,dst", "RETURN") for name in sets.CLAIMS),
             self.match(sets.HEALTH_CHECK, "dst", "RETURN"),
             self.match(sets.IPVS_IPS, "dst", "REJECT", _NEW),
         ]
@@ -201,3 +202,13 @@ class _Rules:
             self.match(sets.LOAD_BALANCER_SOURCE_IP, "dst,dst,src", "RETURN"),
             "-j DROP",
         ]
+
+
+def _masquerade(snat: tuple[int, int], rule: Callable[[str, str], str]) -> Iterator[str]:
+    """Rules of `rule(target, what it is restricted to)` that masquerade by ports outside `snat`: the larger of the two
+    ranges that it leaves."""
+    below, above = (1024, snat[0] - 1), (snat[1] + 1, 65535)
+    first, last = max(below, above, key=lambda ports: ports[1] - ports[0])
+    for protocol in Protocol:
+        yield rule(f"MASQUERADE --to-ports {first}-{last} --random-fully", f"-p {protocol.name.lower()} ")
+    yield rule("MASQUERADE", "")
