@@ -164,6 +164,7 @@ struct node {
 
 enum device_flag {
 	DEVICE_POD = 1, /* leads to one pod: redirect_peer gets there */
+	DEVICE_XDP = 2, /* runs XDP, so it takes what XDP redirects; others would lose it */
 };
 
 /* By ifindex. Devices without a row use the addresses of `node`. */
@@ -401,11 +402,11 @@ struct handover {
 	__u32 type;
 	__u32 code;
 	__u32 mtu;
-	__u32 reason; /* that is counted when it is sent */
+	__u32 reason; /* that is counted when it, or the packet, is sent */
 	/* SCTP's CRC */
 	__u32 verdict;
 	__u32 ports_change; /* old ports xor new ones */
-	__u32 l4_length;
+	__u32 pad;
 };
 
 /*
@@ -421,6 +422,10 @@ enum call {
 	CALL_NEW6,
 	CALL_SOURCE4, /* a new flow that takes two rows */
 	CALL_SOURCE6,
+	CALL_PAIR4, /* a flow that has lost its row of replies */
+	CALL_PAIR6,
+	CALL_SEND4, /* the flow is made: its first packet */
+	CALL_SEND6,
 	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
 	CALL_PARSED_IN6,
 	CALL_PARSED_OUT4,
@@ -505,12 +510,13 @@ enum reason {
 	REASON_NO_SOURCE,      /* no node address to translate to: dropped */
 	REASON_NO_ROUTE,       /* dropped */
 	REASON_NO_NEIGHBOUR,   /* XDP leaves the packet to tc */
-	REASON_TTL,	       /* used up: dropped */
-	REASON_TOO_BIG,	       /* for the next device, and must not be fragmented: answered, if the rate allows */
+	REASON_TTL,	       /* used up where we forward: answered, if the rate allows */
+	REASON_TOO_BIG,	       /* for the next device: answered, if the rate allows */
 	REASON_FRAGMENT,       /* a later fragment whose first was not seen: passed on */
 	REASON_MALFORMED,      /* headers cut short or not understood: passed on */
 	REASON_OTHER_PROTOCOL, /* passed on */
 	REASON_NO_FLOW,	       /* the flow could not be kept: dropped */
+	REASON_TAGGED,	       /* of a VLAN, whose own device sees it again: passed on */
 	REASON_COUNT,
 };
 

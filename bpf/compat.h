@@ -84,7 +84,15 @@ const volatile struct config config = {};
 
 /* Packets. */
 #define jiffies64() (((__u64(*)(void))BPF_FUNC_jiffies64)())
-#define tail_call(ctx, m, slot) (((void (*)(void *, void *, __u32))BPF_FUNC_tail_call)(ctx, map_ref(m), slot))
+/*
+ * A slot that is a constant where it is called makes a jump of it; one in a register is an indirect call, which
+ * retpolines make expensive. So calls that differ in the slot alone must not be merged.
+ */
+#define tail_call(ctx, m, slot)                                                                                        \
+	do {                                                                                                           \
+		((void (*)(void *, void *, __u32))BPF_FUNC_tail_call)(ctx, map_ref(m), slot);                          \
+		asm volatile("" : : "i"(slot));                                                                        \
+	} while (0)
 #define packet_redirect(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect)(ifindex, 0))
 #define packet_redirect_peer(ifindex) (((long (*)(__u32, __u64))BPF_FUNC_redirect_peer)(ifindex, 0))
 #define packet_redirect_neigh(ifindex, hop, size)                                                                      \
@@ -103,6 +111,9 @@ const volatile struct config config = {};
 												     size, flags))
 #define skb_change_tail(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_tail)(skb, size, 0))
+#define skb_change_head(skb, size)                                                                                     \
+	(((long (*)(struct __sk_buff *, __u32, __u64))BPF_FUNC_skb_change_head)(skb, size, 0))
+#define skb_vlan_pop(skb) (((long (*)(struct __sk_buff *))BPF_FUNC_skb_vlan_pop)(skb))
 #define skb_adjust_room(skb, size)                                                                                     \
 	(((long (*)(struct __sk_buff *, __s32, __u32, __u64))BPF_FUNC_skb_adjust_room)(skb, size, BPF_ADJ_ROOM_MAC, 0))
 #define xdp_adjust_head(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_head)(xdp, size))

@@ -45,22 +45,41 @@ static __always_inline __u32 crc_change(__u32 change, __u32 length)
 	return crc;
 }
 
+/* The length of the transport message as its IP header has it: small frames are padded. 0: cut short. */
+static __always_inline __u32 crc_length(context_t *ctx, __u32 l3, __u32 l4)
+{
+	void *ip = packet_data(ctx) + (l3 & 0x3f);
+	struct iphdr *ip4 = ip;
+	struct ipv6hdr *ip6 = ip;
+	__u32 end = l3;
+
+	if ((void *)(ip6 + 1) > packet_end(ctx) || ip4->version != 6) {
+		if ((void *)(ip4 + 1) > packet_end(ctx))
+			return 0;
+		end += be16(ip4->tot_len);
+	} else {
+		end += sizeof(*ip6) + be16(ip6->payload_len);
+	}
+	return end >= l4 + 12 ? end - l4 : 0;
+}
+
 /* Ends the work on a packet whose ports have been changed already. */
 static __always_inline int program_crc(context_t *ctx)
 {
 	struct handover *handover = handover_row();
 	void *header = packet_data(ctx);
-	__u32 *checksum, at, old, fresh;
+	__u32 *checksum, at, length, old, fresh;
 
 	if (!handover)
 		return VERDICT_DROP;
 	at = handover->l4_offset & 0xfff;
+	length = crc_length(ctx, handover->l3_offset, at);
 	header += at;
 	checksum = header + 8;
-	if ((void *)(checksum + 1) > packet_end(ctx))
+	if (!length || (void *)(checksum + 1) > packet_end(ctx))
 		return VERDICT_DROP;
 	old = *checksum;
-	fresh = old ^ crc_change(handover->ports_change, handover->l4_length);
+	fresh = old ^ crc_change(handover->ports_change, length);
 	*checksum = fresh;
 #if !PACKET_XDP
 	skb_csum_update(ctx, sum_fold32(sum_change32(0, old, fresh)));

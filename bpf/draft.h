@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Flows in the making, and the row of the client's port that they are to get. */
 #pragma once
-#include "flow.h"
+#include "conntrack.h"
+
+/* Added to a verdict where 0 says that there is none yet. */
+#define VERDICT_GIVEN 0x100
 
 /* Of this CPU. Handed from program to program: the packet is the same. */
 static __always_inline flow_t *draft(void)
@@ -18,25 +21,21 @@ static __always_inline flow_t *primary_of(const struct packet *p)
 	return map_lookup(flows, &key);
 }
 
+/* What is in the row of the client's port. */
 enum primary {
-	PRIMARY_FREE,	  /* there is none */
-	PRIMARY_USED,	  /* another flow of this port */
-	PRIMARY_STALE,	  /* what is there can be replaced */
-	PRIMARY_UNPAIRED, /* it is the flow itself, whose row of replies has been lost */
+	PRIMARY_FREE,  /* there is none */
+	PRIMARY_USED,  /* another flow of this port */
+	PRIMARY_STALE, /* what is there can be replaced */
 };
 
-/* What is in the row of the client's port. */
 static __always_inline enum primary primary_state(const struct packet *p, const flow_t *primary)
 {
 	if (!primary)
 		return PRIMARY_FREE;
-	if (flow_expired(primary, p->protocol, clock_ticks()))
+	if (flow_leads_to(primary, p) || flow_expired(primary, p->protocol, clock_ticks()))
 		return PRIMARY_STALE;
-	if (!flow_leads_to(primary, p))
-		return p->protocol == IPPROTO_TCP && primary->client_side & primary->backend_side & SIDE_FIN ?
-			       PRIMARY_STALE :
-			       PRIMARY_USED;
-	return flow_usable(primary, p) && primary->flags & FLOW_PAIRED ? PRIMARY_UNPAIRED : PRIMARY_STALE;
+	return p->protocol == IPPROTO_TCP && primary->client_side & primary->backend_side & SIDE_FIN ? PRIMARY_STALE :
+												       PRIMARY_USED;
 }
 
 /* Fails if another CPU has been faster. */
@@ -48,4 +47,16 @@ static __always_inline long primary_write(const struct packet *p, flow_t *flow, 
 	if (former) /* the port's further flows live on, and are found through this row */
 		flow->flags |= former->flags & FLOW_MORE;
 	return map_update(flows, &key, flow, state == PRIMARY_FREE ? BPF_NOEXIST : BPF_ANY);
+}
+
+/* Sends the packet as the draft says, which is in the maps by now. */
+static __always_inline int draft_send(const struct packet *p, enum reason reason)
+{
+	struct handover *handover = handover_row();
+
+	if (handover) {
+		handover->reason = reason;
+		packet_call(p, CALL(SEND));
+	}
+	return packet_drop(p, REASON_BROKEN);
 }

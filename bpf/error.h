@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* ICMP errors of our own: the packet is turned into one, and goes back where it came from. */
 #pragma once
-#include "csum.h"
+#include "route.h"
 
 #define NS_PER_SECOND_ 1000000000ULL
 #define ERROR_BURST 50 /* the kernel's own, net.ipv4.icmp_msgs_burst */
@@ -64,7 +64,14 @@ static __always_inline int packet_resize(const struct packet *p, __u32 size)
 #endif
 }
 
-static __always_inline void error_ip_header(ip_header *ip, const struct packet *p)
+/* That nobody serves the port is said by the VIP; what a router has to say comes from the node. */
+static __always_inline void error_source(const struct packet *p, enum reason reason, address_t *from)
+{
+	if (reason == REASON_NO_BACKEND || node_address_on(packet_ifindex(p->ctx), from))
+		*from = p->destination;
+}
+
+static __always_inline void error_ip_header(ip_header *ip, const struct packet *p, const address_t *from)
 {
 	__builtin_memset(ip, 0, sizeof(*ip));
 #if IS_V4
@@ -79,7 +86,7 @@ static __always_inline void error_ip_header(ip_header *ip, const struct packet *
 	ip->hop_limit = ERROR_HOPS;
 	ip->nexthdr = IPPROTO_ICMPV6;
 #endif
-	words_copy(&ip->saddr, &p->destination);
+	words_copy(&ip->saddr, from);
 	words_copy(&ip->daddr, &p->source);
 #if IS_V4
 	ip->check = ~sum_fold16(checksum_of(ip, sizeof(*ip)));
@@ -87,13 +94,13 @@ static __always_inline void error_ip_header(ip_header *ip, const struct packet *
 }
 
 /* What the message's checksum covers beside the message. */
-static __always_inline __u64 error_pseudo_header(const struct packet *p)
+static __always_inline __u64 error_pseudo_header(const struct packet *p, const address_t *from)
 {
 	__u64 sum = 0;
 
 #if !IS_V4
 	for (int i = 0; i < ADDRESS_WORDS; i++)
-		sum += (__u64)p->source.word[i] + p->destination.word[i];
+		sum += (__u64)p->source.word[i] + from->word[i];
 	sum += be32(sizeof(struct error_message)) + be32(IPPROTO_ICMPV6);
 #endif
 	return sum;
@@ -107,24 +114,26 @@ static __always_inline __u64 error_pseudo_header(const struct packet *p)
 static __always_inline int send_error(struct packet *p, const struct handover *handover)
 {
 	struct error_message message = {};
-	__u8 to[ETH_ALEN], from[ETH_ALEN];
+	__u8 link_to[ETH_ALEN], link_from[ETH_ALEN];
 	__u32 mtu = handover->mtu, type = handover->type, code = handover->code, reason = handover->reason;
 	context_t *ctx = p->ctx;
 	void *at = p->ip, *data;
+	address_t from;
 	ip_header ip;
 
 	if (!error_is_due(p) || at + sizeof(message) - sizeof(message.icmp) > packet_end(ctx) || !error_allowed())
 		return packet_drop(p, REASON_ERROR_LIMITED);
 	__builtin_memcpy(&message.ip, at, sizeof(message.ip) + sizeof(message.transport));
 	if (p->ethernet) {
-		__builtin_memcpy(to, p->ethernet->h_source, ETH_ALEN);
-		__builtin_memcpy(from, p->ethernet->h_dest, ETH_ALEN);
+		__builtin_memcpy(link_to, p->ethernet->h_source, ETH_ALEN);
+		__builtin_memcpy(link_from, p->ethernet->h_dest, ETH_ALEN);
 	}
+	error_source(p, reason, &from);
 	message.icmp.type = type;
 	message.icmp.code = code;
 	message.icmp.info = be32(mtu);
-	message.icmp.checksum = ~sum_fold16(checksum_of(&message, sizeof(message)) + error_pseudo_header(p));
-	error_ip_header(&ip, p);
+	message.icmp.checksum = ~sum_fold16(checksum_of(&message, sizeof(message)) + error_pseudo_header(p, &from));
+	error_ip_header(&ip, p, &from);
 	if (packet_resize(p, p->l3_offset + sizeof(ip) + sizeof(message))) {
 #if PACKET_XDP
 		return packet_leave_to_tc(p); /* a small packet, and no room behind it */
@@ -139,8 +148,8 @@ static __always_inline int send_error(struct packet *p, const struct handover *h
 	__builtin_memcpy(at, &ip, sizeof(ip));
 	__builtin_memcpy(at + sizeof(ip), &message, sizeof(message));
 	if (p->ethernet) {
-		__builtin_memcpy(data, to, ETH_ALEN);
-		__builtin_memcpy(data + ETH_ALEN, from, ETH_ALEN);
+		__builtin_memcpy(data, link_to, ETH_ALEN);
+		__builtin_memcpy(data + ETH_ALEN, link_from, ETH_ALEN);
 	}
 	count_reason(p->hook, reason);
 #if PACKET_XDP

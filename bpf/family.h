@@ -65,9 +65,9 @@ struct icmp_error {
 };
 
 #if PACKET_FAMILY == 4
-enum { ICMP_UNREACHABLE = 3, ICMP_TOO_BIG = 3, ICMP_CODE_PORT = 3, ICMP_CODE_TOO_BIG = 4 };
+enum { ICMP_UNREACHABLE = 3, ICMP_TOO_BIG = 3, ICMP_HOPS = 11, ICMP_CODE_PORT = 3, ICMP_CODE_TOO_BIG = 4 };
 #else
-enum { ICMP_UNREACHABLE = 1, ICMP_TOO_BIG = 2, ICMP_CODE_PORT = 4, ICMP_CODE_TOO_BIG = 0 };
+enum { ICMP_UNREACHABLE = 1, ICMP_TOO_BIG = 2, ICMP_HOPS = 3, ICMP_CODE_PORT = 4, ICMP_CODE_TOO_BIG = 0 };
 #endif
 
 /* Addresses stand in headers, keys and rows as words; these copy and compare them wherever they stand. */

@@ -2,6 +2,7 @@
 /* ICMP errors belong to the flow of the packet that they quote, and are translated with it. */
 #pragma once
 #include "flow.h"
+#include "parse.h"
 
 /* A quoted packet; its checksum may be cut off. */
 struct quote {
@@ -22,28 +23,46 @@ static __always_inline int is_icmp_error(__u8 type)
 #endif
 }
 
-/* Returns 0 if there is a quote that we understand. */
-static __always_inline int quote_parse(const struct packet *p, struct quote *q)
+/* Takes the quoted IP header. Returns the protocol behind it, or -1 if no ports can follow. */
+static __always_inline int quote_parse_ip(struct cursor *c, struct quote *q)
 {
-	void *end = packet_end(p->ctx);
-	ip_header *ip = p->l4 + sizeof(struct icmp_error);
-	void *header = ip + 1;
+	ip_header *ip = cursor_take(c, sizeof(*ip));
 
-	if (header + sizeof(struct ports) + 4 > end)
+	if (!ip)
 		return -1;
+	q->ip = ip;
 #if IS_V4
-	if (ip->version != 4 || ip->ihl != 5 || ip->frag_off & be16(0x1fff))
+	if (ip->version != 4 || ip->ihl < 5 || ip->frag_off & be16(0x1fff))
 		return -1;
-	q->protocol = ip->protocol;
+	return cursor_take(c, (ip->ihl - 5) * 4 & 0x3f) ? ip->protocol : -1;
 #else
 	if (ip->version != 6)
 		return -1;
-	q->protocol = ip->nexthdr;
+	if (ip->nexthdr == IPPROTO_FRAGMENT) {
+		struct fragment_header *fragment = cursor_take(c, sizeof(*fragment));
+
+		return fragment && !(fragment->offset & be16(0xfff8)) ? fragment->next : -1;
+	}
+	return ip->nexthdr;
 #endif
-	q->ip = ip;
+}
+
+/* Returns 0 if there is a quote that we understand. */
+static __always_inline int quote_parse(const struct packet *p, struct quote *q)
+{
+	struct cursor c = {.at = p->l4 + sizeof(struct icmp_error), .end = packet_end(p->ctx)};
+	void *header, *end = c.end;
+	int protocol = quote_parse_ip(&c, q);
+
+	if (protocol < 0)
+		return -1;
+	header = c.at;
+	if (header + 8 > end)
+		return -1;
+	q->protocol = protocol;
 	q->ports = header;
-	words_copy(&q->source, &ip->saddr);
-	words_copy(&q->destination, &ip->daddr);
+	words_copy(&q->source, &q->ip->saddr);
+	words_copy(&q->destination, &q->ip->daddr);
 	q->checksum = 0;
 	if (q->protocol == IPPROTO_UDP) {
 		q->checksum = header + 6;
@@ -96,6 +115,8 @@ static __always_inline void quote_rewrite(const struct packet *p, const struct q
 #endif
 	if (q->checksum) {
 		fresh = csum_changed(*q->checksum, addresses + ports);
+		if (q->protocol == IPPROTO_UDP && !fresh)
+			fresh = MANGLED_ZERO;
 		change = sum_change16(change, *q->checksum, fresh);
 		*q->checksum = fresh;
 	}
@@ -112,20 +133,26 @@ static __always_inline struct rewrite icmp_rewrite_none(struct packet *p)
 	return rewrite_none(p);
 }
 
+/* Who sent a packet that had this flow's reply for its opposite. */
+static __always_inline address_t icmp_client(const struct quote *q, const flow_t *flow)
+{
+	address_t client = q->source;
+
+	if (flow->flags & FLOW_SOURCE)
+		words_copy(&client, flow->source);
+	return client;
+}
+
 /*
  * About a packet to the backend, on its way to the client: the quote gets the addresses that the client used. The
  * backend itself speaks as the VIP, a router as itself.
  */
 static __always_inline struct rewrite icmp_to_client(struct packet *p, const struct quote *q, const flow_t *flow)
 {
-	address_t client = q->source;
-	__be16 port = q->ports->source;
+	address_t client = icmp_client(q, flow);
+	__be16 port = flow->flags & FLOW_SOURCE ? flow->source_port : q->ports->source;
 	struct rewrite r;
 
-	if (flow->flags & FLOW_SOURCE) {
-		words_copy(&client, flow->source);
-		port = flow->source_port;
-	}
 	quote_rewrite(p, q, &client, port, flow->vip, flow->vip_port);
 	r = icmp_rewrite_none(p);
 	if (flow->flags & FLOW_SOURCE)
@@ -166,20 +193,25 @@ static __always_inline int icmp_in(struct packet *p)
 	if (flow) {
 		struct next_hop hop = {};
 
+		gateway = icmp_client(&q, flow);
+		routed = route_lookup(p, &gateway, &hop, &gateway);
+		if (route_needs_tc(p, &hop, routed))
+			return packet_leave_to_tc(p);
 		r = icmp_to_client(p, &q, flow);
-		gateway = r.destination;
-		routed = route_lookup(p, &r.destination, &hop, &gateway);
 		return route_send(p, &r, &hop, routed, &gateway, REASON_ICMP);
 	}
 	flow = flow_forward(&opposite);
 	if (!flow || flow->flags & FLOW_DIRECT || !words_equal(&p->destination, flow->vip))
 		return packet_pass(p, REASON_NOT_OURS);
-	r = icmp_to_backend(p, &q, flow);
 	if (flow->flags & FLOW_ROUTED) {
-		gateway = r.destination;
-		routed = route_cached(p, &r.destination, &flow->hop, &gateway);
+		words_copy(&gateway, flow->backend);
+		routed = route_cached(p, flow->backend, &flow->hop, &gateway);
+		if (route_needs_tc(p, &flow->hop, routed))
+			return packet_leave_to_tc(p);
+		r = icmp_to_backend(p, &q, flow);
 		return route_send(p, &r, &flow->hop, routed, &gateway, REASON_ICMP);
 	}
+	r = icmp_to_backend(p, &q, flow);
 	packet_rewrite(p, &r);
 	return packet_pass(p, REASON_ICMP);
 }

@@ -10,6 +10,7 @@ struct rewrite {
 	__be16 destination_port;
 	__u8 hop_limit; /* decrement */
 	__u8 link;	/* write the addresses below */
+	__u8 pushed;	/* bytes of a link layer that were put before the packet meanwhile */
 	__u8 link_destination[6];
 	__u8 link_source[6];
 };
@@ -71,8 +72,8 @@ static __always_inline int packet_finish(const struct packet *p, const struct re
 	if (handover) {
 		handover->verdict = verdict;
 		handover->ports_change = change;
-		handover->l4_offset = p->l4_offset;
-		handover->l4_length = p->length - (p->l4_offset - p->l3_offset);
+		handover->l3_offset = p->l3_offset + r->pushed;
+		handover->l4_offset = p->l4_offset + r->pushed;
 		tail_call(p->ctx, packet_calls, CALL_CRC);
 	}
 	return packet_drop(p, REASON_BROKEN);

@@ -47,9 +47,18 @@ static __always_inline int masquerades(const struct packet *p, const struct fron
 
 /* ---- the first packet ---- */
 
-/* Fills the flow's backend. Returns 0, or the verdict on the packet, plus VERDICT_GIVEN. */
-#define VERDICT_GIVEN 0x100
+static __always_inline void draft_begin(const struct packet *p, flow_t *flow)
+{
+	__builtin_memset(flow, 0, sizeof(*flow));
+	flow->vip_port = p->destination_port;
+	flow->source_port = p->source_port;
+	flow->created = flow->seen = clock_ticks();
+	flow->client_side = side_with(0, p);
+	words_copy(flow->vip, &p->destination);
+	words_copy(flow->source, &p->source);
+}
 
+/* Fills the flow's backend. Returns 0, or the verdict on the packet, plus VERDICT_GIVEN. */
 static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 {
 	struct endpoint vip = to_endpoint(&p->destination, p->destination_port);
@@ -64,6 +73,7 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 
 		if (!id)
 			return VERDICT_GIVEN + packet_pass(p, REASON_NOT_OURS);
+		draft_begin(p, flow);
 		flow->flags = FLOW_DIRECT;
 		flow->backend_id = *id;
 		words_copy(flow->backend, &p->destination);
@@ -94,6 +104,7 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 	choice = backend_choose(frontend, set, client_of(p), flow_hash(&source, p->source_port, &vip, p->protocol));
 	if (!choice.backend)
 		return VERDICT_GIVEN + packet_pass(p, REASON_BROKEN);
+	draft_begin(p, flow);
 	flow->frontend = frontend->id;
 	flow->backend_id = choice.id;
 	flow->backend_generation = choice.backend->generation;
@@ -108,31 +119,22 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 
 static __always_inline int new_flow(struct packet *p)
 {
-	flow_t *primary = primary_of(p), *flow = draft();
-	enum primary state = primary_state(p, primary);
+	flow_t *flow = draft(), *primary;
+	enum primary state;
 	int verdict;
 
 	if (!flow)
 		return packet_pass(p, REASON_BROKEN);
-	if (state == PRIMARY_UNPAIRED)
-		goto two_rows;
-	__builtin_memset(flow, 0, sizeof(*flow));
-	flow->vip_port = p->destination_port;
-	flow->source_port = p->source_port;
-	flow->created = flow->seen = clock_ticks();
-	flow->client_side = side_with(0, p);
-	words_copy(flow->vip, &p->destination);
-	words_copy(flow->source, &p->source);
 	verdict = choose_backend(p, flow);
 	if (verdict)
 		return verdict - VERDICT_GIVEN;
-	if (flow->flags & FLOW_SOURCE || state == PRIMARY_USED || (primary && primary->flags & FLOW_PAIRED))
-		goto two_rows;
-	if (primary_write(p, flow, state))
-		goto two_rows;
+	primary = primary_of(p);
+	state = primary_state(p, primary);
+	if (flow->flags & FLOW_SOURCE || state == PRIMARY_USED || (primary && primary->flags & FLOW_PAIRED) ||
+	    primary_write(p, flow, state)) {
+		packet_call(p, CALL(SOURCE));
+		return packet_pass(p, REASON_BROKEN);
+	}
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
-	return send_forward(p, flow, &flow->hop, REASON_TRANSLATED);
-two_rows:
-	packet_call(p, CALL(SOURCE));
-	return packet_pass(p, REASON_BROKEN);
+	return draft_send(p, REASON_TRANSLATED);
 }

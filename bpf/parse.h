@@ -7,6 +7,8 @@
 #include "packet.h"
 
 #define VLAN_TAGS 2
+#define VLAN_ID 0x0fff
+#define MAX_L4_OFFSET 0xfff
 #define EXTENSION_HEADERS 6
 
 struct cursor {
@@ -34,7 +36,10 @@ static __always_inline int is_vlan(__be16 ethertype)
 	return ethertype == be16(ETH_P_8021Q) || ethertype == be16(ETH_P_8021AD);
 }
 
-/* Returns the ethertype behind the tags, in network order. */
+/*
+ * Returns the ethertype behind the tags, in network order. Packets of a VLAN belong to its own device, so their tag is
+ * not looked behind; one of VLAN 0 is a mere priority.
+ */
 static __always_inline int parse_ethernet(struct cursor *c, struct ethhdr **header)
 {
 	struct ethhdr *ethernet = cursor_take(c, sizeof(*ethernet));
@@ -52,9 +57,21 @@ static __always_inline int parse_ethernet(struct cursor *c, struct ethhdr **head
 		tag = cursor_take(c, sizeof(*tag));
 		if (!tag)
 			return -1;
+		if (tag->tci & be16(VLAN_ID))
+			break;
 		ethertype = tag->ethertype;
 	}
 	return ethertype;
+}
+
+/* Why a frame did not get as far as a program of its family. */
+static __always_inline enum reason reason_left_alone(int ethertype)
+{
+	if (ethertype < 0)
+		return REASON_MALFORMED;
+	if (is_vlan(ethertype))
+		return REASON_TAGGED;
+	return ethertype == be16(ETH_P_IP) || ethertype == be16(ETH_P_IPV6) ? REASON_BROKEN : REASON_OTHER_PROTOCOL;
 }
 
 enum parsed {
@@ -154,7 +171,7 @@ static __always_inline int parse_ip(struct cursor *c, struct packet *p, int slow
 			break;
 		}
 	}
-	return is_extension(next) ? -1 : next;
+	return is_extension(next) || p->l4_offset > MAX_L4_OFFSET ? -1 : next;
 }
 
 #endif
@@ -224,7 +241,7 @@ static __always_inline enum parsed packet_parsed(context_t *ctx, struct packet *
 	if (!handover)
 		return PARSED_MALFORMED;
 	l3 = handover->l3_offset & 0x3f;
-	l4 = handover->l4_offset & 0xfff;
+	l4 = handover->l4_offset & MAX_L4_OFFSET;
 	__builtin_memcpy(&ports, &handover->ports, sizeof(ports));
 	p->l3_offset = l3;
 	p->l4_offset = l4;

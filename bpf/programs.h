@@ -99,6 +99,26 @@ static __always_inline int program_source(context_t *ctx)
 	return new_source(&p);
 }
 
+static __always_inline int program_pair(context_t *ctx)
+{
+	struct packet p = {};
+
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
+		return packet_pass(&p, REASON_MALFORMED);
+	return pair_again(&p);
+}
+
+static __always_inline int program_send(context_t *ctx)
+{
+	struct handover *handover = handover_row();
+	struct packet p = {};
+	flow_t *flow = draft();
+
+	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED || !handover || !flow)
+		return packet_drop(&p, REASON_BROKEN);
+	return flow_send(&p, flow, DIRECTION_FORWARD, &flow->hop, handover->reason);
+}
+
 #if !PACKET_XDP
 static __always_inline int program_out(context_t *ctx)
 {

@@ -17,6 +17,24 @@ static __always_inline struct node *node_row(void)
 	return map_lookup(node, &zero);
 }
 
+/* The node's address on a device, or else its main one. Returns 0 if there is one. */
+static __always_inline int node_address_on(__u32 ifindex, void *address)
+{
+	struct device *device = map_lookup(devices, &ifindex);
+	struct node *row;
+
+	if (device) {
+		words_copy(address, FAMILY_(device->address));
+		if (!words_zero(address))
+			return 0;
+	}
+	row = node_row();
+	if (!row)
+		return -1;
+	words_copy(address, FAMILY_(row->address));
+	return words_zero(address) ? -1 : 0;
+}
+
 /* Asks the kernel's tables. `gateway`: the neighbour to send to. */
 static __always_inline enum routed route_lookup(const struct packet *p, const void *destination, struct next_hop *hop,
 						address_t *gateway)
@@ -77,44 +95,77 @@ static __always_inline int leads_to_pod(__u32 ifindex)
 	return device && device->flags & DEVICE_POD;
 }
 
-/* Rewrites the packet and sends it on its way. The hop stays as it is from here on. */
-static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
-				      enum routed routed, const address_t *gateway, enum reason reason)
+/* XDP's redirects reach only devices that run XDP; pods' veths may not be ready for them, and tags are a device's own. */
+static __always_inline int takes_xdp(const struct packet *p, __u32 ifindex)
 {
-	__u32 ifindex = hop->ifindex;
+	struct device *device = map_lookup(devices, &ifindex);
 
-	if (routed == ROUTED_NOWHERE)
-		return packet_drop(p, REASON_NO_ROUTE);
-	if (hop_limit(p) <= 1)
-		return packet_drop(p, REASON_TTL);
-	if (routed == ROUTED && packet_exceeds(p, hop->mtu)) {
-#if IS_V4
-		if (!(p->ip->frag_off & be16(0x4000)))
-			return packet_drop(p, REASON_TOO_BIG);
-#endif
-		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
-	}
+	return device && (device->flags & (DEVICE_XDP | DEVICE_POD)) == DEVICE_XDP && !p->tagged;
+}
+
+/* Whether only tc can send the packet: to be asked before it is touched. */
+static __always_inline int route_needs_tc(const struct packet *p, const struct next_hop *hop, enum routed routed)
+{
 #if PACKET_XDP
-	/* Another device wants other tags, and a veth takes from XDP only if the pod is ready for it. */
-	if (routed != ROUTED || (ifindex != packet_ifindex(p->ctx) && (p->tagged || leads_to_pod(ifindex))))
-		return packet_leave_to_tc(p);
-#endif
-	r->hop_limit = 1;
-	if (routed == ROUTED) {
-		r->link = 1;
-		__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
-		__builtin_memcpy(r->link_source, hop->source, ETH_ALEN);
-	}
-	packet_rewrite(p, r);
-	count_reason(p->hook, reason);
-#if PACKET_XDP
-	return packet_finish(p, r, ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex));
+	return routed == ROUTED_NO_NEIGHBOUR ||
+	       (routed == ROUTED && hop->ifindex != packet_ifindex(p->ctx) && !takes_xdp(p, hop->ifindex));
 #else
-	if (routed == ROUTED && p->ethernet)
-		return packet_finish(p, r, packet_redirect(ifindex));
-	/* The kernel looks the neighbour up, or asks for it. */
+	return 0;
+#endif
+}
+
+/* Where a translated packet goes, or why it does not. */
+enum way {
+	WAY_STACK,     /* up, or on its way out, as it was */
+	WAY_DEVICE,    /* to a device, with the link addresses of the hop */
+	WAY_NEIGHBOUR, /* to a device; the kernel looks the neighbour up, or asks for it */
+	WAY_POD,       /* straight into the pod, past the stack */
+	WAY_TC,	       /* XDP cannot send it */
+	WAY_NONE,
+	WAY_TTL,
+	WAY_TOO_BIG,
+};
+
+static __always_inline enum way route_way(const struct packet *p, const struct next_hop *hop, enum routed routed)
+{
+	if (routed == ROUTED_NOWHERE)
+		return WAY_NONE;
+	if (hop_limit(p) <= 1)
+		return WAY_TTL;
+	if (routed == ROUTED && packet_exceeds(p, hop->mtu))
+		return WAY_TOO_BIG;
+	if (route_needs_tc(p, hop, routed))
+		return WAY_TC;
+	return routed == ROUTED && p->ethernet ? WAY_DEVICE : WAY_NEIGHBOUR;
+}
+
+/* The same for a pod of this node, past the stack if that is possible. */
+static __always_inline enum way pod_way(const struct packet *p, const struct next_hop *hop, enum routed routed)
+{
+	if (routed != ROUTED || !p->ethernet || !leads_to_pod(hop->ifindex))
+		return WAY_STACK;
+	return hop_limit(p) <= 1 ? WAY_TTL : WAY_POD;
+}
+
+static __always_inline void rewrite_link(struct rewrite *r, const struct next_hop *hop)
+{
+	r->link = 1;
+	__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
+	__builtin_memcpy(r->link_source, hop->source, ETH_ALEN);
+}
+
+#if !PACKET_XDP
+/* The kernel looks the neighbour up, or asks for it. It wants to see a link layer, whatever is in it. */
+static __always_inline int packet_redirect_to(const struct packet *p, struct rewrite *r, __u32 ifindex,
+					      const address_t *gateway)
+{
 	struct bpf_redir_neigh neighbour = {};
 
+	if (!p->ethernet) {
+		if (skb_change_head(p->ctx, ETH_HLEN))
+			return VERDICT_DROP;
+		r->pushed = ETH_HLEN;
+	}
 #if IS_V4
 	neighbour.nh_family = AF_INET_;
 	words_copy(&neighbour.ipv4_nh, gateway);
@@ -122,27 +173,56 @@ static __always_inline int route_send(const struct packet *p, struct rewrite *r,
 	neighbour.nh_family = AF_INET6_;
 	words_copy(neighbour.ipv6_nh, gateway);
 #endif
-	return packet_finish(p, r, packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour)));
+	return packet_redirect_neigh(ifindex, &neighbour, sizeof(neighbour));
+}
 #endif
+
+static __always_inline int packet_leave_by(const struct packet *p, struct rewrite *r, enum way way, __u32 ifindex,
+					   const address_t *gateway)
+{
+#if PACKET_XDP
+	if (way == WAY_DEVICE)
+		return ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex);
+#else
+	if (way == WAY_DEVICE)
+		return packet_redirect(ifindex);
+	if (way == WAY_NEIGHBOUR)
+		return packet_redirect_to(p, r, ifindex, gateway);
+	if (way == WAY_POD)
+		return packet_redirect_peer(ifindex);
+#endif
+	return VERDICT_NEXT;
 }
 
-#if !PACKET_XDP
-
-/* Straight into the pod, past the stack. */
-static __always_inline int route_to_pod(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
-					enum reason reason)
+/* Rewrites the packet and sends it on its way. `hop` and `gateway` count for nothing on that through the stack. */
+static __always_inline int packet_send(const struct packet *p, struct rewrite *r, enum way way,
+				       const struct next_hop *hop, const address_t *gateway, enum reason reason)
 {
-	__u32 ifindex = hop->ifindex;
+	__u32 ifindex = 0;
 
-	if (hop_limit(p) <= 1)
-		return packet_drop(p, REASON_TTL);
-	r->hop_limit = 1;
-	r->link = 1;
-	__builtin_memcpy(r->link_destination, hop->destination, ETH_ALEN);
-	__builtin_memcpy(r->link_source, hop->source, ETH_ALEN);
+	if (way == WAY_NONE)
+		return packet_drop(p, REASON_NO_ROUTE);
+	if (way == WAY_TTL)
+		return packet_error(p, ICMP_HOPS, 0, 0, REASON_TTL);
+	/* Nobody fragments here, and the stack cannot: to it the packet would come from the node itself. So the sender
+	 * is told even where IPv4 would have allowed it. */
+	if (way == WAY_TOO_BIG)
+		return packet_error(p, ICMP_TOO_BIG, ICMP_CODE_TOO_BIG, hop->mtu, REASON_TOO_BIG);
+	if (way == WAY_TC)
+		return packet_leave_to_tc(p);
+	if (way != WAY_STACK) {
+		ifindex = hop->ifindex;
+		r->hop_limit = 1;
+		if (way != WAY_NEIGHBOUR)
+			rewrite_link(r, hop);
+	}
 	packet_rewrite(p, r);
 	count_reason(p->hook, reason);
-	return packet_finish(p, r, packet_redirect_peer(ifindex));
+	return packet_finish(p, r, packet_leave_by(p, r, way, ifindex, gateway));
 }
 
-#endif
+static __always_inline int route_send(const struct packet *p, struct rewrite *r, const struct next_hop *hop,
+				      enum routed routed, const address_t *gateway, enum reason reason)
+{
+	return packet_send(p, r, route_way(p, hop, routed), hop, gateway, reason);
+}

@@ -5,27 +5,10 @@
  */
 #pragma once
 #include "draft.h"
+#include "route.h"
 
 #define SOURCE_PORT_TRIES 32
 #define SOURCE_PORT_STEP 7919 /* away from runs of ports that are taken */
-
-/* The node's address on the way to the backend. Returns 0 if there is one. */
-static __always_inline int node_address_towards(__u32 ifindex, void *address)
-{
-	struct device *device = map_lookup(devices, &ifindex);
-	struct node *row;
-
-	if (device) {
-		words_copy(address, FAMILY_(device->address));
-		if (!words_zero(address))
-			return 0;
-	}
-	row = node_row();
-	if (!row)
-		return -1;
-	words_copy(address, FAMILY_(row->address));
-	return words_zero(address) ? -1 : 0;
-}
 
 /* A flow as it stands in the row of replies, and back: there the source is the client, and the hop leads to it. */
 struct reply_form {
@@ -116,74 +99,88 @@ static __always_inline void reply_row_delete(const flow_t *flow, __u8 protocol)
 
 /* ---- rows ---- */
 
-/* A flow beside others of the client's port: both its rows are in tuples. */
-static __always_inline int flow_insert_further(const struct packet *p, flow_t *primary, flow_t *flow)
+static __always_inline int replies_clash(const flow_t *a, const flow_t *b)
+{
+	return !(a->flags & FLOW_SOURCE) && a->backend_port == b->backend_port && words_equal(a->backend, b->backend);
+}
+
+/* Where the source is translated: to which address. Returns 0, or the verdict on the packet, plus VERDICT_GIVEN. */
+static __always_inline int source_choose(const struct packet *p, flow_t *flow)
+{
+	address_t gateway;
+	enum routed routed = route_cached(p, flow->backend, &flow->hop, &gateway);
+
+	if (routed == ROUTED_NOWHERE)
+		return VERDICT_GIVEN + packet_drop(p, REASON_NO_ROUTE);
+#if PACKET_XDP
+	if (routed != ROUTED)
+		return VERDICT_GIVEN + packet_leave_to_tc(p);
+#endif
+	if (node_address_on(flow->hop.ifindex, flow->source))
+		return VERDICT_GIVEN + packet_drop(p, REASON_NO_SOURCE);
+	return 0;
+}
+
+/* The client's row, or where another flow has that, one beside it. Returns 0 or -1. */
+static __always_inline long client_row_write(const struct packet *p, flow_t *flow)
 {
 	tuple_key key = tuple_key_of(&p->source, p->source_port, &p->destination, p->destination_port, p->protocol,
 				     DIRECTION_FORWARD);
-	int clash;
+	flow_t *primary = primary_of(p);
+	enum primary state = primary_state(p, primary);
 
-	if (!(flow->flags & FLOW_SOURCE)) {
-		flow->flags |= FLOW_PAIRED;
-		clash = !(primary->flags & FLOW_SOURCE) && primary->backend_port == flow->backend_port &&
-			words_equal(primary->backend, flow->backend);
-		if (clash || reply_row_insert(p, flow)) {
-			/* Its replies could not be told from another flow's: it gets another port. */
-			flow->flags |= FLOW_SOURCE;
-			if (source_port_take(p, flow))
-				return REASON_SNAT_EXHAUSTED;
-		}
-	}
-	primary->flags |= FLOW_MORE;
-	return map_update(tuples, &key, flow, BPF_ANY) ? REASON_NO_FLOW : 0;
-}
-
-/* Returns 0, or the reason why the packet is to be dropped. */
-static __always_inline int flow_insert(const struct packet *p, flow_t *primary, enum primary state, flow_t *flow)
-{
 	if (state != PRIMARY_USED) {
+		if (primary && primary->flags & FLOW_PAIRED)
+			reply_row_delete(primary, p->protocol);
 		if (!primary_write(p, flow, state))
 			return 0;
 		primary = primary_of(p); /* another CPU was faster */
 	}
-	return primary ? flow_insert_further(p, primary, flow) : REASON_NO_FLOW;
+	if (!primary)
+		return -1;
+	primary->flags |= FLOW_MORE;
+	return map_update(tuples, &key, flow, BPF_ANY);
 }
 
-/* Goes on where new_flow() left. */
+/*
+ * Goes on where new_flow() left. Little is known to the verifier when it comes to the search for a port, which it walks
+ * once for each state in which that may begin.
+ */
 static __always_inline int new_source(struct packet *p)
 {
-	flow_t *primary = primary_of(p), *flow = draft();
-	enum primary state = primary_state(p, primary);
-	int failure;
+	flow_t *flow = draft(), *primary = primary_of(p);
+	int verdict;
 
 	if (!flow)
 		return packet_pass(p, REASON_BROKEN);
-	if (primary && state == PRIMARY_UNPAIRED) {
-		*flow = *primary;
-		if (reply_row_insert(p, flow))
-			return packet_drop(p, REASON_NO_FLOW);
-		return send_forward(p, primary, &primary->hop, REASON_REUSED);
+	if (!(flow->flags & FLOW_SOURCE) && primary && primary_state(p, primary) == PRIMARY_USED) {
+		flow->flags |= FLOW_PAIRED;
+		/* Where its replies could not be told from another flow's, it gets another port. */
+		if (replies_clash(primary, flow) || reply_row_insert(p, flow))
+			flow->flags |= FLOW_SOURCE;
 	}
 	if (flow->flags & FLOW_ROUTED) {
-		address_t gateway;
-		enum routed routed = route_cached(p, flow->backend, &flow->hop, &gateway);
-
-		if (routed == ROUTED_NOWHERE)
-			return packet_drop(p, REASON_NO_ROUTE);
-#if PACKET_XDP
-		if (routed != ROUTED)
-			return packet_leave_to_tc(p);
-#endif
-		if (node_address_towards(flow->hop.ifindex, flow->source))
-			return packet_drop(p, REASON_NO_SOURCE);
-		if (source_port_take(p, flow))
-			return packet_drop(p, REASON_SNAT_EXHAUSTED);
+		verdict = source_choose(p, flow);
+		if (verdict)
+			return verdict - VERDICT_GIVEN;
 	}
-	if (primary && state == PRIMARY_STALE && primary->flags & FLOW_PAIRED)
-		reply_row_delete(primary, p->protocol);
-	failure = flow_insert(p, primary, state, flow);
-	if (failure)
-		return packet_drop(p, failure);
+	if (flow->flags & FLOW_SOURCE && source_port_take(p, flow))
+		return packet_drop(p, REASON_SNAT_EXHAUSTED);
+	if (client_row_write(p, flow))
+		return packet_drop(p, REASON_NO_FLOW);
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
-	return send_forward(p, flow, &flow->hop, REASON_TRANSLATED);
+	return draft_send(p, REASON_TRANSLATED);
+}
+
+/* A flow goes on whose row of replies has been lost: the maps drop what was used least recently. */
+static __always_inline int pair_again(struct packet *p)
+{
+	flow_t *flow = draft(), *known = flow_forward(p);
+
+	if (!flow || !known)
+		return packet_pass(p, REASON_BROKEN);
+	*flow = *known;
+	if (reply_row_insert(p, flow))
+		return packet_drop(p, REASON_NO_FLOW);
+	return draft_send(p, REASON_REUSED);
 }

@@ -23,6 +23,18 @@ int bp_tc_source6(struct __sk_buff *ctx)
 }
 
 SEC("tc")
+int bp_tc_pair6(struct __sk_buff *ctx)
+{
+	return program_pair(ctx);
+}
+
+SEC("tc")
+int bp_tc_send6(struct __sk_buff *ctx)
+{
+	return program_send(ctx);
+}
+
+SEC("tc")
 int bp_tc_parsed_in6(struct __sk_buff *ctx)
 {
 	return program_parsed_in(ctx);

@@ -23,6 +23,18 @@ int bp_xdp_source4(struct xdp_md *ctx)
 }
 
 SEC("xdp")
+int bp_xdp_pair4(struct xdp_md *ctx)
+{
+	return program_pair(ctx);
+}
+
+SEC("xdp")
+int bp_xdp_send4(struct xdp_md *ctx)
+{
+	return program_send(ctx);
+}
+
+SEC("xdp")
 int bp_xdp_parsed_in4(struct xdp_md *ctx)
 {
 	return program_parsed_in(ctx);

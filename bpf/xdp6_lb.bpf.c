@@ -23,6 +23,18 @@ int bp_xdp_source6(struct xdp_md *ctx)
 }
 
 SEC("xdp")
+int bp_xdp_pair6(struct xdp_md *ctx)
+{
+	return program_pair(ctx);
+}
+
+SEC("xdp")
+int bp_xdp_send6(struct xdp_md *ctx)
+{
+	return program_send(ctx);
+}
+
+SEC("xdp")
 int bp_xdp_parsed_in6(struct xdp_md *ctx)
 {
 	return program_parsed_in(ctx);

@@ -16,6 +16,7 @@ int bp_xdp(struct xdp_md *ctx)
 		tail_call(ctx, xdp_calls, CALL_IN4);
 	else if (ethertype == be16(ETH_P_IPV6))
 		tail_call(ctx, xdp_calls, CALL_IN6);
+	count_reason(HOOK_XDP, reason_left_alone(ethertype));
 	return XDP_PASS;
 }
 

@@ -51,6 +51,8 @@ class Outcome:
     packet: bytes
     nanoseconds: int
     """Mean time of a run."""
+    metadata: bytes = b""
+    """What an XDP program has put before the packet, for tc."""
 
 
 def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
@@ -67,12 +69,15 @@ def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1,
     options.data_out, options.data_size_out = data_out, len(data_out)
     options.repeat, options.flags = repeat, flags
     context: Any = None
-    if ifindex and kind == _XDP:
+    if kind == _XDP:
         context = ffi.new("struct xdp_md *", {"data_end": len(packet), "ingress_ifindex": ifindex})
+        options.ctx_out, options.ctx_size_out = context, ffi.sizeof(context[0])
     elif ifindex:
         context = ffi.new("struct __sk_buff *", {"ifindex": ifindex})
     if context is not None:
         options.ctx_in, options.ctx_size_in = context, ffi.sizeof(context[0])
     libbpf.check(lib().bpf_prog_test_run_opts(fd, options), "BPF_PROG_TEST_RUN")
     verdict = int(ffi.cast("int32_t", options.retval))
-    return Outcome(verdict, bytes(ffi.buffer(data_out, options.data_size_out)), options.duration)
+    found = bytes(ffi.buffer(data_out, options.data_size_out))
+    before = context.data if kind == _XDP else 0
+    return Outcome(verdict, found[before:], options.duration, found[:before])

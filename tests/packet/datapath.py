@@ -36,12 +36,16 @@ POD: Final = {4: "10.1.1.5", 6: "fd00:1:1::5"}
 OTHER_POD: Final = {4: "10.1.1.6", 6: "fd00:1:1::6"}
 REMOTE_POD: Final = {4: "10.1.2.5", 6: "fd00:1:2::5"}
 """A pod of another node."""
+NARROW_POD: Final = {4: "10.1.3.5", 6: "fd00:1:3::5"}
+"""A pod of another node; the way there takes 1280 bytes."""
 VIP: Final = {4: "10.96.0.10", 6: "fd00:96::10"}
 OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
 CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
 SNAT: Final = (61001, 61064)
 
 _numbers = itertools.count()
+_LEFT_TO_TC: Final = b"xrpb"
+"""See LEFT_TO_TC in bpf/packet.h."""
 
 _SETUP: Final = """
 link set lo up
@@ -61,6 +65,8 @@ route add 198.51.100.0/24 via 192.0.2.254
 route add 2001:db8:51::/64 via 2001:db8:0:2::fe
 route add 10.1.2.0/24 via 192.0.2.2
 route add fd00:1:2::/64 via 2001:db8:0:2::2
+route add 10.1.3.0/24 via 192.0.2.2 mtu lock 1280
+route add fd00:1:3::/64 via 2001:db8:0:2::2 mtu lock 1280
 route add 10.1.1.0/24 dev pod0
 route add fd00:1:1::/64 dev pod0
 neigh add 10.1.1.5 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
@@ -161,6 +167,8 @@ class Datapath:
                     map_.delete(bytes(key))
         self.clear_counters()
         self.set_node(1)
+        up = self.ifindex("up0").to_bytes(4, "little")
+        self.maps["devices"].update(up, packet.encode_device(xdp=True))
         for family in (4, 6):
             address, prefix = CLUSTER[family]
             self.add_network(packet.CLUSTER, address, prefix)
@@ -227,6 +235,15 @@ class Datapath:
         with self.inside():
             return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
 
+    def arrive(self, layer: Layer, frame: bytes, *, complete: bool = False) -> Outcome:
+        """A frame that comes in by a device with XDP, or with tc alone: what XDP leaves to tc goes on there."""
+        if layer == "xdp":
+            out = self.run("xdp", frame)
+            if not left_to_tc(out):
+                return out
+            assert out.packet == frame
+        return self.run("tc_in", frame, complete=complete)
+
     def ifindex(self, device: str) -> int:
         """Of a device of the node."""
         with self.inside():
@@ -273,6 +290,11 @@ class Datapath:
         """Rows of flows4, flows6, tuples4 or tuples6 as cffi structs."""
         kind = f"struct flow{name[-1]}"
         return {bytes(key): _struct(kind, bytes(value)) for key, value in self.maps[name].items()}
+
+
+def left_to_tc(out: Outcome) -> bool:
+    """Whether XDP has left a packet to the tc program of its device."""
+    return out.metadata == _LEFT_TO_TC
 
 
 def _struct(kind: str, value: bytes) -> Any:

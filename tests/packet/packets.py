@@ -11,6 +11,7 @@ with warnings.catch_warnings():
     from scapy.layers.inet6 import (
         ICMPv6DestUnreach,
         ICMPv6PacketTooBig,
+        ICMPv6TimeExceeded,
         IPv6,
         IPv6ExtHdrDestOpt,
         IPv6ExtHdrFragment,
@@ -101,6 +102,7 @@ __all__ = [
     "Ether",
     "ICMPv6DestUnreach",
     "ICMPv6PacketTooBig",
+    "ICMPv6TimeExceeded",
     "IPOption_Router_Alert",
     "IPv6",
     "IPv6ExtHdrDestOpt",

@@ -9,7 +9,7 @@ import pytest
 from bpfproxy.model.frontend import FrontendKind
 from bpfproxy.model.service import Protocol
 from tests.packet import packets as pk
-from tests.packet.datapath import CLIENT, NODE, POD, REMOTE_POD, VIP, Datapath, Layer
+from tests.packet.datapath import CLIENT, NODE, POD, REMOTE_POD, VIP, Datapath, Layer, left_to_tc
 from tests.packet.packets import Ether, Packet, Raw, frame, same, transport
 from tests.packet.test_forward import ARRIVES, HOOK, families, hooks, service
 
@@ -122,22 +122,68 @@ def test_extension_headers(dp: Datapath, layer: Layer, complete: bool, protocol:
     same(out.packet, build((POD[6], 8080)))
 
 
+def tagged(tags: tuple[int, ...], family: int, protocol: Protocol, destination: Address) -> bytes:
+    frame: Packet = Ether(src=pk.ROUTER_MAC, dst=pk.UP_MAC)
+    for tag in tags:
+        frame = frame / pk.Dot1Q(vlan=tag, prio=3)
+    return bytes(frame / pk.network(CLIENT[family], destination[0]) / transport(protocol, 40000, destination[1]))
+
+
 @families
 @translated
-@pytest.mark.parametrize("tags", [1, 2])
-def test_tags_in_the_frame(dp: Datapath, family: int, protocol: Protocol, tags: int) -> None:
-    """XDP sees them; tc's packets carry theirs beside the frame, and are the VLAN device's."""
+@pytest.mark.parametrize("local", [True, False], ids=["local", "remote"])
+@pytest.mark.parametrize("tags", [(10,), (10, 11), (0, 11)], ids=["802.1Q", "QinQ", "priority-802.1Q"])
+def test_packets_of_a_vlan_are_its_devices(
+    dp: Datapath, family: int, protocol: Protocol, local: bool, tags: tuple[int, ...]
+) -> None:
+    """There they are seen again, by tc and without their tag."""
+    dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=local))
+    raw = tagged(tags, family, protocol, (VIP[family], 80))
+    for layer, out in (("xdp", dp.run("xdp", raw)), ("tc", dp.run("tc_in", raw))):
+        assert out.verdict == pk.PASS[layer]
+        same(out.packet, raw)
+    assert dp.counted() == {"XDP.TAGGED": 1, "TC_IN.TAGGED": 1}
+
+
+@families
+@translated
+def test_a_priority_tag_is_no_vlan(dp: Datapath, family: int, protocol: Protocol) -> None:
+    """XDP leaves it in its place; what is to be forwarded without it is tc's."""
     dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=True))
+    out = dp.run("xdp", tagged((0,), family, protocol, (VIP[family], 80)))
+    assert out.verdict == pk.XDP_PASS
+    same(out.packet, tagged((0,), family, protocol, (POD[family], 8080)))
+    dp.clear()
+    dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=False))
+    raw = tagged((0,), family, protocol, (VIP[family], 80))
+    out = dp.run("xdp", raw)
+    assert left_to_tc(out)
+    same(out.packet, raw)
+    assert dp.counted() == {"XDP.NO_NEIGHBOUR": 1}
+
+
+@pytest.mark.parametrize("program", ["xdp", "tc_in", "tc_out"])
+@pytest.mark.parametrize("ethertype", [0x0806, 0x88CC, 0x9000], ids=["ARP", "LLDP", "loop"])
+def test_other_ethertypes_are_counted(dp: Datapath, program: str, ethertype: int) -> None:
+    raw = bytes(Ether(src=pk.ROUTER_MAC, dst=pk.UP_MAC, type=ethertype) / Raw(bytes(46)))
+    out = dp.run(program, raw)
+    assert out.verdict == (pk.XDP_PASS if program == "xdp" else pk.TC_NEXT)
+    same(out.packet, raw)
+    assert dp.counted() == {f"{program.upper()}.OTHER_PROTOCOL": 1}
+
+
+@hooks
+@families
+@pytest.mark.parametrize("payload", [b"", b"12345"], ids=["padded-20", "padded-15"])
+def test_sctp_in_a_padded_frame(dp: Datapath, layer: Layer, complete: bool, family: int, payload: bytes) -> None:
+    """The shortest frame has 60 bytes; what fills it up is no part of the checksum."""
+    dp.serve(service(FrontendKind.CLUSTER_IP, family, Protocol.SCTP, local=True))
 
     def build(destination: Address) -> bytes:
-        frame: Packet = Ether(src=pk.ROUTER_MAC, dst=pk.UP_MAC)
-        for tag in range(tags):
-            frame = frame / pk.Dot1Q(vlan=10 + tag)
-        return bytes(frame / pk.network(CLIENT[family], destination[0]) / transport(protocol, 40000, destination[1]))
+        message = pk.SCTP(sport=40000, dport=destination[1], tag=1) / Raw(payload)
+        return ether(pk.network(CLIENT[family], destination[0]) / message).ljust(96, b"\0")
 
-    out = dp.run("xdp", build((VIP[family], 80)))
-    assert out.verdict == pk.XDP_PASS
-    same(out.packet, build((POD[family], 8080)))
+    same(dp.run(ARRIVES[layer], build((VIP[family], 80)), complete=complete).packet, build((POD[family], 8080)))
 
 
 @layers
@@ -166,13 +212,3 @@ def test_what_is_cut_short_is_left_alone(dp: Datapath, layer: Layer, family: int
         out = dp.run(ARRIVES[layer], whole[:size])
         assert out.verdict == pk.PASS[layer]
         same(out.packet, whole[:size])
-
-
-@layers
-@families
-@translated
-def test_time_to_live(dp: Datapath, layer: Layer, family: int, protocol: Protocol) -> None:
-    dp.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=False))
-    out = dp.run(ARRIVES[layer], frame(protocol, (CLIENT[family], 40000), (VIP[family], 80), hops=1))
-    assert out.verdict == pk.DROP[layer]
-    assert dp.counted()[f"{HOOK[layer]}.TTL"] == 1

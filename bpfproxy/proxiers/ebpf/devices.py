@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from bpfproxy.datapath import libbpf
@@ -45,11 +45,20 @@ def programs(plan: DevicePlan, *, xdp: bool) -> dict[Hook, str]:
 class DeviceTable:
     """Attaches `loaded` programs (all of PROGRAMS, by name) to devices, and owns their descriptors.
 
-    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working.
+    Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working. `attached_xdp` is
+    called with each device that has got XDP.
     """
 
-    def __init__(self, hooks: DeviceHooks, loaded: Mapping[str, Program], *, held: bool = False) -> None:
+    def __init__(
+        self,
+        hooks: DeviceHooks,
+        loaded: Mapping[str, Program],
+        *,
+        held: bool = False,
+        attached_xdp: Callable[[DevicePlan], None] = lambda _: None,
+    ) -> None:
         self._hooks = hooks
+        self._attached_xdp = attached_xdp
         self._programs = {name: loaded[name] for name in PROGRAMS}
         self._ids = {name: int(libbpf.info(p.fd, "prog").id) for name, p in self._programs.items()}
         self._applied: dict[int, DevicePlan] = {}
@@ -143,6 +152,8 @@ class DeviceTable:
         if Hook.TC_IN not in hooks:
             return
         self._applied[plan.index] = plan
+        if plan.xdp and not refused and exists(plan.index):
+            self._attached_xdp(plan)
         if refused:
             self._by_tc[plan.index] = refused
             if plan.xdp is Xdp.REQUIRED:

@@ -36,6 +36,7 @@ from bpfproxy.proxiers.ebpf.conntrack import Conntrack
 from bpfproxy.proxiers.ebpf.devices import DeviceTable, take_programs
 from bpfproxy.proxiers.ebpf.flowcodec import Names
 from bpfproxy.proxiers.ebpf.packet import Timeouts
+from bpfproxy.proxiers.ebpf.packet_tables import write_device
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.tables import Gone
@@ -163,7 +164,15 @@ class _Datapath:
         calls.fill(self.loaded)
         log.info("event=loaded loader=%s maps=%s", self.loaded.loader, self._maps.name)
         programs = take_programs(self.loaded.programs)
-        self.devices = DeviceTable(DeviceHooks(self._top), programs, held=bool(self._replaces)) if programs else None
+        self.devices = self._device_table(self.loaded.maps, programs) if programs else None
+
+    def _device_table(self, maps: Mapping[str, Map], programs: dict[str, loader.Program]) -> DeviceTable:
+        return DeviceTable(
+            DeviceHooks(self._top),
+            programs,
+            held=bool(self._replaces),
+            attached_xdp=lambda plan: write_device(maps, plan, xdp=True),
+        )
 
     def activate(self, complete: bool) -> None:
         """Attach the programs, or switch the links to them. Does its work once."""

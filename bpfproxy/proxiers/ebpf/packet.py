@@ -83,6 +83,7 @@ _ENDPOINT_KEYS: Final = {4: abi.layout("struct endpoint4_key"), 6: abi.layout("s
 _NODE: Final = abi.layout("struct node")
 _DEVICE: Final = abi.layout("struct device")
 _DEVICE_POD: Final = abi.constant("DEVICE_POD")
+_DEVICE_XDP: Final = abi.constant("DEVICE_XDP")
 
 
 def encode_network(owner: int, address: Address, prefix: int) -> bytes:
@@ -113,6 +114,6 @@ def encode_node(generation: int, address4: Address = ANY4, address6: Address = A
     return _NODE.pack(generation, address4, address6)
 
 
-def encode_device(*, pod: bool = False, address4: Address = ANY4, address6: Address = ANY6) -> bytes:
-    """A row of devices, whose key is the ifindex, 32 bits."""
-    return _DEVICE.pack(_DEVICE_POD if pod else 0, address4, address6)
+def encode_device(*, pod: bool = False, xdp: bool = False, address4: Address = ANY4, address6: Address = ANY6) -> bytes:
+    """A row of devices, whose key is the ifindex, 32 bits. `xdp`: an XDP program runs on it."""
+    return _DEVICE.pack(_DEVICE_POD * pod | _DEVICE_XDP * xdp, address4, address6)

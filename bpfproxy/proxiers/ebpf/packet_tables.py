@@ -105,15 +105,19 @@ class PacketTables:
     def write_devices(self, ops: Sequence[Op]) -> None:
         """What programs know of a device, before they are attached to it."""
         for op in ops if self.loaded else ():
-            plan: DevicePlan = op.row
-            source = _by_family(plan.sources)
-            row = packet.encode_device(pod=plan.one_pod, address4=source[4], address6=source[6])
-            self._maps["devices"].update(codec.U32.pack(plan.index), row)
+            write_device(self._maps, op.row, xdp=False)
 
     def delete_devices(self, ops: Sequence[Op]) -> None:
         """After the programs are gone from them."""
         if self.loaded:
             delete_rows(self._maps["devices"], [codec.U32.pack(op.key.index) for op in ops])
+
+
+def write_device(maps: Maps, plan: DevicePlan, *, xdp: bool) -> None:
+    """What programs know of a device; `xdp`: an XDP program has been attached to it."""
+    source = _by_family(plan.sources)
+    row = packet.encode_device(pod=plan.one_pod, xdp=xdp, address4=source[4], address6=source[6])
+    maps["devices"].update(codec.U32.pack(plan.index), row)
 
 
 def _by_family(addresses: Iterable[Address]) -> Mapping[Family, Address]:

@@ -28,10 +28,9 @@ DROPS: Final = (
     "no_route",
     "no_neighbour",
     "no_flow",
-    "ttl",
 )
 """Reasons with which a packet is dropped and nobody told; at socket level a call fails."""
-REFUSALS: Final = ("no_backend", "too_big", "port_taken")
+REFUSALS: Final = ("no_backend", "too_big", "ttl", "port_taken")
 """Reasons with which the client is told: by an ICMP error if the rate allows one, or by the error of its call."""
 
 _COUNTED: Final = ("flows4", "tuples4", "flows6", "tuples6", "affinities", "udp_sessions", "udp_sockets")
