@@ -20,6 +20,7 @@ LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
 ProxyMode = Literal["ebpf"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
+IptablesVariant = Literal["auto", "nft", "legacy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,17 @@ class Settings:
 
     masquerade_all: bool = False
     """Masquerade all traffic to ClusterIPs at packet level."""
+
+    masquerade_bit: int = 14
+    """Bit of the packet mark, 0 to 31, that says `masquerade` in the proxiers that write netfilter rules."""
+
+    localhost_nodeports: bool = True
+    """NodePorts answer on IPv4 loopback addresses as well in the proxiers that write netfilter rules; it needs
+    net.ipv4.conf.all.route_localnet, which they set and cleanup puts back."""
+
+    iptables_variant: IptablesVariant = "auto"
+    """Which iptables writes the rules of the proxiers that use it; auto takes the one that the kubelet of this node
+    uses, else nft where installed."""
 
     device: tuple[str, ...] = ()
     """Devices by which clients outside the node come, names or patterns (`eth*`), followed as they come and go;
@@ -154,7 +166,9 @@ class Settings:
             for pattern in getattr(self, name):
                 if not _DEVICE_PATTERN.fullmatch(pattern):
                     raise InputError(f"{flag(name)} {pattern}: expected a device's name, or a pattern such as eth*")
-        self.snat_range()
+        if not 0 <= self.masquerade_bit <= 31:
+            raise InputError(f"--masquerade-bit {self.masquerade_bit}: expected 0 to 31")
+        self.masquerade_ports()
 
     @property
     def node(self) -> str:
@@ -167,6 +181,15 @@ class Settings:
         if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65535):
             raise InputError(f"--snat-ports {self.snat_ports}: expected FIRST-LAST, both from 1024 to 65535")
         return int(first), int(last)
+
+    def masquerade_ports(self) -> tuple[int, int]:
+        """(first, last) of the ports that netfilter may masquerade with: the larger part of those from 1024 on that
+        `snat_ports` leaves. Raises InputError if that is none."""
+        first, last = self.snat_range()
+        low, high = max((1024, first - 1), (last + 1, 65535), key=lambda ports: ports[1] - ports[0])
+        if low > high:
+            raise InputError(f"--snat-ports {self.snat_ports}: expected some ports to be left for masquerading")
+        return low, high
 
 
 _ROWS_MAX = 1 << 28

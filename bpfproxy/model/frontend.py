@@ -129,6 +129,8 @@ class FrontendSpec(Struct, frozen=True):
     """Seconds; 0 without affinity."""
     source_ranges: tuple[Network, ...] = ()
     """Clients outside the cluster must come from one of these; empty: from anywhere (rule 13)."""
+    admits_node: bool = False
+    """One of `source_ranges` holds the node's own address, so the node is admitted by whatever address it sends from."""
     scheduler: Scheduler | None = None
     """None: the node's default."""
     scoped: bool = False
@@ -161,6 +163,8 @@ class NodePlan(Struct, frozen=True):
     """Addresses of the node on which NodePorts answer, loopback left out (rule 14)."""
     localhost_node_ports: tuple[Family, ...] = ()
     """Families in which NodePorts answer on the loopback addresses as well."""
+    node_ports_everywhere: tuple[Family, ...] = ()
+    """Families in which NodePorts answer on every address that the node has, whichever these are."""
     cluster_networks: tuple[Network, ...] = ()
     """Where pods are: the local detector."""
     sources: tuple[Address, ...] = ()

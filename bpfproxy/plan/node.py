@@ -55,11 +55,12 @@ class NodeConfig(Struct, frozen=True):
 
     def plans_services_like(self, other: NodeConfig) -> bool:
         """Whether every Service's plan is the same under both."""
-        return (self.name, self.zone, self.cluster_cidrs, self.masquerade_all) == (
+        return (self.name, self.zone, self.cluster_cidrs, self.masquerade_all, self.primary) == (
             other.name,
             other.zone,
             other.cluster_cidrs,
             other.masquerade_all,
+            other.primary,
         )
 
 
@@ -68,8 +69,19 @@ def plan_node(config: NodeConfig) -> NodePlan:
     addresses, localhost = _node_port_addresses(config)
     devices = plan_devices(config.devices, config.state.network)
     return NodePlan(
-        addresses, localhost, config.cluster_cidrs, _sources(config, devices), devices, config.state.route_generation
+        node_port_addresses=addresses,
+        localhost_node_ports=localhost,
+        node_ports_everywhere=tuple(family for family in _FAMILIES if _everywhere(config.node_port_ranges, family)),
+        cluster_networks=config.cluster_cidrs,
+        sources=_sources(config, devices),
+        devices=devices,
+        route_generation=config.state.route_generation,
     )
+
+
+def _everywhere(selectors: tuple[Selector, ...], family: Family) -> bool:
+    ranges = (selector for selector in selectors if selector != "primary")
+    return not selectors or any(one.version == family and one.prefixlen == 0 for one in ranges)
 
 
 def _sources(config: NodeConfig, devices: Iterable[DevicePlan]) -> tuple[Address, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
 
-from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of
+from bpfproxy.model.address import ANY4, ANY6, Address, Family, contains, family_of
 from bpfproxy.model.frontend import (
     Frontend,
     FrontendKind,
@@ -115,6 +115,7 @@ class _Port(Struct, frozen=True, gc=False):
     ) -> FrontendSpec:
         members = self.cluster if pool is Pool.CLUSTER else self.local
         service = self.service
+        ranges = service.source_ranges if kind is FrontendKind.LOAD_BALANCER else ()
         return FrontendSpec(
             service_port=name,
             kind=kind,
@@ -125,7 +126,8 @@ class _Port(Struct, frozen=True, gc=False):
             on_empty=OnEmpty.DROP if pool is Pool.LOCAL and self.cluster.backends else OnEmpty.REJECT,
             masquerade=masquerade,
             affinity_timeout=service.affinity_timeout,
-            source_ranges=service.source_ranges if kind is FrontendKind.LOAD_BALANCER else (),
+            source_ranges=ranges,
+            admits_node=bool(ranges) and any(contains(ranges, address) for address in self.node.primary),
             scheduler=service.scheduler,
             scoped=scoped,
         )

@@ -39,6 +39,8 @@ def test_the_defaults_are_valid_and_cannot_be_changed() -> None:
         ("snat_ports", "61001", "--snat-ports 61001: expected FIRST-LAST"),
         ("snat_ports", "2000-1500", "--snat-ports 2000-1500: expected FIRST-LAST"),
         ("snat_ports", "1000-2000", "--snat-ports 1000-2000: expected FIRST-LAST"),
+        ("snat_ports", "1024-65535", "--snat-ports 1024-65535: expected some ports to be left"),
+        ("masquerade_bit", 32, "--masquerade-bit 32: expected 0 to 31"),
     ],
 )
 def test_a_bad_value_is_named(field: str, value: Any, message: str) -> None:
@@ -62,3 +64,18 @@ def test_spellings() -> None:
     assert config.flag("state_dir") == "--state-dir"
     assert config.environment_variable("state_dir") == "BPFPROXY_STATE_DIR"
     assert Settings(snat_ports="61001-65535").snat_range() == (61001, 65535)
+
+
+@pytest.mark.parametrize(
+    ("reserved", "left"),
+    [
+        ("61001-65535", (1024, 61000)),
+        ("1024-2000", (2001, 65535)),
+        ("30000-32767", (32768, 65535)),
+        ("60000-61000", (1024, 59999)),
+        ("1025-65535", (1024, 1024)),
+        ("1024-65534", (65535, 65535)),
+    ],
+)
+def test_masquerading_keeps_off_the_reserved_ports(reserved: str, left: tuple[int, int]) -> None:
+    assert Settings(snat_ports=reserved).masquerade_ports() == left

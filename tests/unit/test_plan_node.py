@@ -51,6 +51,23 @@ def test_node_ports_answer_on(entries: list[str], addresses: set[str], localhost
     assert answering(*entries) == (addresses, localhost)
 
 
+@pytest.mark.parametrize(
+    ("entries", "families"),
+    [
+        ([], (4, 6)),
+        (["primary"], ()),
+        (["192.0.2.0/24"], ()),
+        (["0.0.0.0/0"], (4,)),
+        (["primary", "::/0"], (6,)),
+        (["0.0.0.0/0", "::/0"], (4, 6)),
+        (["0.0.0.0/1", "128.0.0.0/1"], ()),
+    ],
+)
+def test_node_ports_answer_everywhere(entries: list[str], families: tuple[int, ...]) -> None:
+    config = NodeConfig("n1", addresses=ADDRESSES, node_port_ranges=parse_node_port_addresses(entries))
+    assert plan_node(config).node_ports_everywhere == families
+
+
 def test_primary_is_nothing_until_the_node_object_is_known() -> None:
     assert answering("primary", primary=()) == (set(), [])
 
@@ -107,5 +124,6 @@ def test_what_matters_to_services() -> None:
         replace(config, zone="west"),
         replace(config, masquerade_all=True),
         replace(config, cluster_cidrs=parse_cluster_cidrs(["10.0.0.0/8"])),
+        replace(config, primary=(parse_address("192.0.2.10"),)),
     ):
         assert not config.plans_services_like(other)

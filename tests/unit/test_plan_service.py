@@ -379,6 +379,14 @@ def test_rule_13_source_ranges_bind_load_balancers_alone() -> None:
             assert spec.source_ranges == (ranges if name.startswith(LOAD_BALANCER) else ())
 
 
+@pytest.mark.parametrize(("text", "admitted"), [("203.0.113.0/24", True), ("198.51.100.0/24", False)])
+def test_rule_13_a_range_that_contains_the_node_admits_it(text: str, admitted: bool) -> None:
+    node = replace(NODE, primary=(parse_address("203.0.113.9"),))
+    service = replace(OPEN, source_ranges=(ipaddress.ip_network(text),))
+    for name, spec in specs(plan_service(service, [], node)).items():
+        assert spec.admits_node == (admitted and name.startswith(LOAD_BALANCER))
+
+
 def test_rule_14_a_node_port_stands_for_all_addresses_of_each_family() -> None:
     service = replace(OPEN, cluster_ips=(*OPEN.cluster_ips, parse_address("fd30::1")))
     assert {"0.0.0.0:30080", "[::]:30080"} <= specs(plan(service)).keys()
