@@ -32,6 +32,7 @@ RESULTS: Final = Path("/tmp/bpfproxy-kernel-test")
 _SCRIPT: Final = """\
 #!/bin/sh
 # virtme-ng mounts without a cache, and then Python takes half a minute to start.
+cp /proc/mounts /tmp/mounts # what is mounted again comes again at its end
 while read -r tag path rest; do
     case " {cached} " in
         *" $path "*)
@@ -39,7 +40,7 @@ while read -r tag path rest; do
             mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose "$tag" "$path"
             ;;
     esac
-done </proc/mounts
+done </tmp/mounts
 cd {directory} || exit
 export {environment}
 {command}
@@ -117,7 +118,6 @@ def _vng(kernel: Kernel, results: Path, cached: Sequence[Path]) -> list[str]:
     options = ["--disable-kvm", "--disable-microvm", "--force-9p", "--cpus", str(CPUS), "--memory", MEMORY]
     options += [f"--rodir={path}" for path in cached]
     return [
-        "nice",
         "vng",
         "--run",
         str(kernel.image),

@@ -5,7 +5,7 @@ They are kube-proxy's, with these differences:
 - NodePorts are looked for on the addresses where they answer, not on all local ones.
 - Source ranges, and Services without local endpoints, are judged in `mangle`: for the node's own packets IPVS comes
   before the filter table. They are dropped there, where kube-proxy sends them to endpoints elsewhere.
-- The node's own traffic under externalTrafficPolicy Local is masqueraded: its source is the VIP, which is local everywhere.
+- The node's own traffic under externalTrafficPolicy Local is masqueraded: its source is the VIP, which every node has.
 - MASQUERADE keeps out of the ports that the eBPF datapath translates sources to.
 """
 
@@ -32,8 +32,6 @@ FIREWALL: Final = "KUBE-IPVS-FIREWALL"
 EXTERNAL_FIREWALL: Final = "KUBE-IPVS-EXTERNAL-FIREWALL"
 SOURCE_RANGES: Final = "KUBE-SOURCE-RANGES-FIREWALL"
 
-MARK: Final = 0x4000
-"""Of packets to masquerade: the same as that of the iptables proxier, which treats them alike."""
 _NEW: Final = "-m conntrack --ctstate NEW "
 _FROM_NODE: Final = "-m addrtype --src-type LOCAL "
 _LOOPBACK: Final[dict[Family, str]] = {4: "127.0.0.0/8", 6: "::1/128"}
@@ -67,7 +65,7 @@ _CHAINS: Final = {
 class Layout:
     """Implements `netfilter.rows.Layout`."""
 
-    tables = ("mangle", "nat", "filter")
+    tables: tuple[str, ...] = ("mangle", "nat", "filter")
 
     def kind(self, table: str, chain: str) -> Kind:
         """See `Layout.kind`."""
@@ -83,18 +81,18 @@ class Layout:
 
 
 def render(
-    family: Family, networks: Iterable[Network], *, masquerade_all: bool, snat: tuple[int, int]
+    family: Family, networks: Iterable[Network], *, mark: int, ports: tuple[int, int], masquerade_all: bool
 ) -> Iterator[tuple[Key, Row]]:
-    """The chains of `family`, and the rules that lead to them. `networks`: where pods are; `snat`: the ports, first
-    and last, that MASQUERADE leaves alone."""
+    """The chains of `family`, and the rules that lead to them. `networks`: where pods are; `mark`: the bit of packets
+    to masquerade; `ports`: first and last of those to masquerade with."""
     pods = next((str(network) for network in networks if network.version == family), None)
-    rules = _Rules(family)
+    rules = _Rules(family, mark, ports)
     bodies = {
         ("nat", SERVICES): rules.services(pods, masquerade_all=masquerade_all),
         ("nat", NODE_PORT): rules.node_port(),
         ("nat", LOAD_BALANCER): rules.load_balancer(),
-        ("nat", MARK_MASQ): [f"-j MARK --or-mark {MARK:#x}"],
-        ("nat", POSTROUTING): rules.postrouting(snat),
+        ("nat", MARK_MASQ): [f"-j MARK --or-mark {mark:#x}"],
+        ("nat", POSTROUTING): rules.postrouting(),
         ("filter", FORWARD): rules.forward(),
         ("filter", NODE_PORT): [rules.match(sets.HEALTH_CHECK, "dst", "ACCEPT")],
         ("filter", FILTER): rules.filter(),
@@ -111,8 +109,10 @@ def render(
 class _Rules:
     """The texts, in one family."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, mark: int, ports: tuple[int, int]) -> None:
         self._family = family
+        self._mark = f"{mark:#x}"
+        self._ports = f"{ports[0]}-{ports[1]}"
 
     def match(self, name: str, what: str, target: str, more: str = "") -> str:
         """A rule for what is in a set."""
@@ -158,19 +158,25 @@ class _Rules:
             f"-j {MARK_MASQ}",
         ]
 
-    def postrouting(self, snat: tuple[int, int]) -> list[str]:
+    def postrouting(self) -> list[str]:
         comment = f"-m comment --comment {quote('kubernetes service traffic requiring SNAT')}"
         return [
-            *_masquerade(snat, lambda target, only: self.match(sets.LOOP_BACK, "dst,dst,src", target, only)),
-            f"-m mark ! --mark {MARK:#x}/{MARK:#x} -j RETURN",
+            *self._masquerade(lambda target, only: self.match(sets.LOOP_BACK, "dst,dst,src", target, only)),
+            f"-m mark ! --mark {self._mark}/{self._mark} -j RETURN",
             # So that it is not masqueraded again if it comes by once more.
-            f"-j MARK --xor-mark {MARK:#x}",
-            *_masquerade(snat, lambda target, only: f"{only}{comment} -j {target}"),
+            f"-j MARK --xor-mark {self._mark}",
+            *self._masquerade(lambda target, only: f"{only}{comment} -j {target}"),
         ]
+
+    def _masquerade(self, rule: Callable[[str, str], str]) -> Iterator[str]:
+        """Rules of `rule(target, what it is restricted to)`."""
+        for protocol in Protocol:
+            yield rule(f"MASQUERADE --to-ports {self._ports} --random-fully", f"-p {protocol.name.lower()} ")
+        yield rule("MASQUERADE", "")
 
     def forward(self) -> list[str]:
         return [
-            f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {MARK:#x}/{MARK:#x} -j ACCEPT',
+            f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {self._mark}/{self._mark} -j ACCEPT',
             '-m comment --comment "kubernetes forwarding conntrack rule"'
             " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
         ]
@@ -185,12 +191,14 @@ class _Rules:
 
     def firewall(self) -> list[str]:
         """For all clients."""
-        return [self.match(sets.NO_LOCAL, "dst,dst", "DROP", _NEW)]
+        return [
+            self.match(sets.LOAD_BALANCER_FW, "dst,dst", SOURCE_RANGES),
+            self.match(sets.NO_LOCAL, "dst,dst", "DROP", _NEW),
+        ]
 
     def external_firewall(self, pods: str | None) -> list[str]:
         """For what arrives; what the node itself sends does not come here."""
         return [
-            self.match(sets.LOAD_BALANCER_FW, "dst,dst", SOURCE_RANGES),
             *([f"-s {pods} -j RETURN"] if pods else []),
             self.match(sets.NO_LOCAL_EXTERNAL, "dst,dst", "DROP", _NEW),
             self.match(sets.NO_LOCAL_NODE_PORT, "dst,dst", "DROP", _NEW),
@@ -199,16 +207,7 @@ class _Rules:
     def source_ranges(self) -> list[str]:
         return [
             self.match(sets.LOAD_BALANCER_SOURCE_CIDR, "dst,dst,src", "RETURN"),
-            self.match(sets.LOAD_BALANCER_SOURCE_IP, "dst,dst,src", "RETURN"),
+            # The node is admitted by whatever address it sends from: by the VIP, mostly, as in the third place there.
+            self.match(sets.LOAD_BALANCER_SOURCE_IP, "dst,dst,dst", "RETURN", _FROM_NODE),
             "-j DROP",
         ]
-
-
-def _masquerade(snat: tuple[int, int], rule: Callable[[str, str], str]) -> Iterator[str]:
-    """Rules of `rule(target, what it is restricted to)` that masquerade by ports outside `snat`: the larger of the two
-    ranges that it leaves."""
-    below, above = (1024, snat[0] - 1), (snat[1] + 1, 65535)
-    first, last = max(below, above, key=lambda ports: ports[1] - ports[0])
-    for protocol in Protocol:
-        yield rule(f"MASQUERADE --to-ports {first}-{last} --random-fully", f"-p {protocol.name.lower()} ")
-    yield rule("MASQUERADE", "")

@@ -89,10 +89,8 @@ class IpvsProxier:
         entries = dict(self._entries.read(contents, self._table.nodes))
         rows.update(self._table.read())
         rows.update((vip_entry(address), True) for address in self._table.unused_vips())
-        for key, whole in entries.items():
-            if key.set != sets.NODE_IPS and not self._table.in_use(key):
-                rows[key] = whole
-        return rows
+        in_common = self._table.in_use
+        return rows | {key: all_ for key, all_ in entries.items() if key.set != sets.NODE_IPS and not in_common(key)}
 
     # ---- writing --------------------------------------------------------------------------------------------------
 

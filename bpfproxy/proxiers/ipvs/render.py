@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from bpfproxy.model.address import Address, Family, Network, format_address
+from bpfproxy.model.device import VIP_DEVICE
 from bpfproxy.model.frontend import (
     Frontend,
     FrontendKind,
@@ -50,20 +51,22 @@ masqueraded, is there before the virtual server is."""
 
 
 class IpvsRenderer:
-    """Renders virtual servers. `default_scheduler` is one of SCHEDULERS; `snat` are the first and last port that
-    MASQUERADE leaves alone."""
+    """Renders virtual servers. `default_scheduler` is one of SCHEDULERS, `mark` the bit of packets to masquerade,
+    `ports` are the first and last to masquerade with."""
 
     def __init__(
         self,
         default_scheduler: str = "rr",
         *,
-        snat: tuple[int, int] = (61001, 65535),
+        mark: int = 1 << 14,
+        ports: tuple[int, int] = (1024, 61000),
         masquerade_all: bool = False,
         strict_arp: bool = False,
         families: tuple[Family, ...] = FAMILIES,
     ) -> None:
         self._default_scheduler = default_scheduler
-        self._snat = snat
+        self._mark = mark
+        self._ports = ports
         self._masquerade_all = masquerade_all
         self._strict_arp = strict_arp
         self._families = families
@@ -107,7 +110,13 @@ class IpvsRenderer:
         for family in self._families:
             rows.update((SetKey(family, name), spec.type) for name, spec in sets.SETS.items())
             rows.update(
-                chains.render(family, plan.cluster_networks, masquerade_all=self._masquerade_all, snat=self._snat)
+                chains.render(
+                    family,
+                    plan.cluster_networks,
+                    mark=self._mark,
+                    ports=self._ports,
+                    masquerade_all=self._masquerade_all,
+                )
             )
         for address in plan.node_port_addresses:
             rows[NodeAddress(address)] = True
@@ -133,7 +142,7 @@ class IpvsRenderer:
             case NodeAddress(), True:
                 return "node addresses", format_address(key.address), "NodePorts"
             case DeviceKey(), True:
-                return "devices", "kube-ipvs0", "dummy"
+                return "devices", VIP_DEVICE, "dummy"
             case SysctlKey(), str():
                 return "sysctls", key.name, row
             case ChainKey(), tuple():
@@ -173,6 +182,8 @@ def _entries(frontend: Frontend, spec: FrontendSpec, inside: FrontendSpec) -> It
                 yield entry(sets.LOAD_BALANCER_FW)
                 for source in ranges:
                     yield entry(sets.LOAD_BALANCER_SOURCE_CIDR, source)
+                if spec.admits_node:
+                    yield entry(sets.LOAD_BALANCER_SOURCE_IP, (frontend.address, 0))
         case FrontendKind.NODE_PORT:
             yield port(sets.node_port(frontend.protocol))
             if spec.scoped:

@@ -84,8 +84,11 @@ class EntryKey(Struct, frozen=True, gc=False):
 
     def __str__(self) -> str:
         place = format_endpoint(self.address, self.port) if self.address else str(self.port)
-        source = f" from {format_address(self.source[0])}/{self.source[1]}" if self.source else ""
-        return f"{self.set} v{self.family} {place}/{self.protocol.name}{source}"
+        text = f"{self.set} v{self.family} {place}/{self.protocol.name}"
+        if self.source is None:
+            return text
+        address, prefix = self.source
+        return f"{text} from {format_address(address)}{f'/{prefix}' if prefix else ''}"
 
 
 class SetKey(Struct, frozen=True, order=True, gc=False):
