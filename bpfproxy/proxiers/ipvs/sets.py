@@ -99,8 +99,10 @@ CLAIMS: Final = (CLUSTER_IP, EXTERNAL_IP, EXTERNAL_IP_LOCAL, LOAD_BALANCER)
 servers bear no mark of their owner: by these it is known which of them are ours."""
 
 _PREFIX: Final[dict[Family, str]] = {4: "KUBE-", 6: "KUBE-6-"}
+_LONGEST: Final = 31
+"""Names of ipsets; kube-proxy cuts them off like this."""
 
 
 def full_name(family: Family, name: str) -> str:
     """As in the kernel: `KUBE-6-CLUSTER-IP`."""
-    return _PREFIX[family] + name
+    return (_PREFIX[family] + name)[:_LONGEST]
