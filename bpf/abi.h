@@ -8,7 +8,8 @@
  * An address of 16 bytes holds IPv4 as ::ffff:a.b.c.d.
  *
  * Changing a layout here changes the directory in which maps are pinned: an upgraded agent starts with new maps and
- * switches the programs over when they are filled.
+ * switches the programs over when they are filled. What programs write in the maps of flows and sockets is taken over by
+ * the names of fields: a field whose meaning changes gets another name.
  */
 
 /* ---- frontends ------------------------------------------------------------------------------------------------ */
@@ -153,6 +154,16 @@ struct network6_key {
 	__u32 prefix;
 	__u32 owner;
 	__be32 address[4];
+};
+
+/*
+ * Ports at which a frontend or a backend is, on any address: bit n % 64 of row n / 64 of the protocol's rows, which
+ * begin with those of TCP, then UDP, then SCTP. A packet to another port that is of no known flow is none of ours.
+ */
+enum { SERVED_ROWS = 1024 };
+
+struct served_ports {
+	__u64 bits;
 };
 
 /* What may change while programs run: row 0 of `node`. */
@@ -403,6 +414,9 @@ struct handover {
 	__u32 code;
 	__u32 mtu;
 	__u32 reason; /* that is counted when it, or the packet, is sent */
+	/* a packet to be sent as the draft says */
+	__u32 direction;
+	__u32 hook;
 	/* SCTP's CRC */
 	__u32 verdict;
 	__u32 ports_change; /* old ports xor new ones */
@@ -424,7 +438,7 @@ enum call {
 	CALL_SOURCE6,
 	CALL_PAIR4, /* a flow that has lost its row of replies */
 	CALL_PAIR6,
-	CALL_SEND4, /* the flow is made: its first packet */
+	CALL_SEND4, /* translates as the draft of a flow says */
 	CALL_SEND6,
 	CALL_PARSED_IN4, /* as CALL_IN4, for packets that CALL_SLOW_IN4 has parsed */
 	CALL_PARSED_IN6,

@@ -19,13 +19,13 @@ static __always_inline struct endpoint endpoint6(__be32 a, __be32 b, __be32 c, _
 
 static __always_inline int endpoint_is_v4(const struct endpoint *e)
 {
-	return !e->address[0] && !e->address[1] && e->address[2] == be32(0xffff);
+	return !(e->address[0] | e->address[1] | (e->address[2] ^ be32(0xffff)));
 }
 
 static __always_inline int endpoint_equal(const struct endpoint *a, const struct endpoint *b)
 {
-	return a->address[3] == b->address[3] && a->port == b->port && a->address[2] == b->address[2] &&
-	       a->address[1] == b->address[1] && a->address[0] == b->address[0];
+	return !((a->address[0] ^ b->address[0]) | (a->address[1] ^ b->address[1]) | (a->address[2] ^ b->address[2]) |
+		 (a->address[3] ^ b->address[3]) | (a->port ^ b->port));
 }
 
 static __always_inline struct endpoint backend_endpoint(const struct backend *backend)

@@ -106,6 +106,8 @@ const volatile struct config config = {};
 #define skb_csum_update(skb, sum) (((__s64(*)(struct __sk_buff *, __u32))BPF_FUNC_csum_update)(skb, sum))
 #define skb_csum_replace(skb, at, from, to, flags)                                                                     \
 	(((long (*)(struct __sk_buff *, __u32, __u64, __u64, __u64))BPF_FUNC_l4_csum_replace)(skb, at, from, to, flags))
+#define skb_load(skb, at, data, size)                                                                                  \
+	(((long (*)(const struct __sk_buff *, __u32, void *, __u32))BPF_FUNC_skb_load_bytes)(skb, at, data, size))
 #define skb_store(skb, at, data, size, flags)                                                                          \
 	(((long (*)(struct __sk_buff *, __u32, const void *, __u32, __u64))BPF_FUNC_skb_store_bytes)(skb, at, data,    \
 												     size, flags))
@@ -120,6 +122,8 @@ const volatile struct config config = {};
 #define xdp_adjust_tail(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_tail)(xdp, size))
 #define xdp_adjust_meta(xdp, size) (((long (*)(struct xdp_md *, int))BPF_FUNC_xdp_adjust_meta)(xdp, size))
 
+/* Neither compiler nor verifier knows this value any more, nor where it is from. */
+#define opaque(x) asm volatile("" : "+r"(x))
 #define READ_ONCE(x) (*(const volatile typeof(x) *)&(x))
 
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__

@@ -55,28 +55,64 @@ static __always_inline int flow_closing(const flow_t *flow)
 	return (flow->client_side | flow->backend_side) & (SIDE_FIN | SIDE_RESET);
 }
 
-static __always_inline __u32 flow_timeout(const flow_t *flow, __u8 protocol)
+/* How long a flow may be idle, by its state. Protocols without one have but the first two. */
+struct idle_times {
+	__u32 opening;
+	__u32 established;
+	__u32 closing; /* one side has closed */
+	__u32 closed;  /* both have */
+	__u32 reset;
+};
+
+static __always_inline struct idle_times idle_times_of(__u8 protocol)
+{
+	struct idle_times times = {};
+
+	if (protocol == IPPROTO_TCP) {
+		times.opening = CONFIG(tcp_syn);
+		times.established = CONFIG(tcp_established);
+		times.closing = CONFIG(tcp_close_wait);
+		times.closed = CONFIG(tcp_time_wait);
+		times.reset = CONFIG(tcp_reset);
+	} else if (protocol == IPPROTO_UDP) {
+		times.opening = CONFIG(udp);
+		times.established = CONFIG(udp_stream);
+	} else {
+		times.opening = times.established = CONFIG(sctp);
+	}
+	return times;
+}
+
+static __always_inline __u32 idle_time(const struct idle_times *times, const flow_t *flow)
 {
 	__u8 client = flow->client_side, backend = flow->backend_side;
 
-	if (protocol == IPPROTO_UDP)
-		return backend ? CONFIG(udp_stream) : CONFIG(udp);
-	if (protocol != IPPROTO_TCP)
-		return CONFIG(sctp);
 	if ((client | backend) & SIDE_RESET)
-		return CONFIG(tcp_reset);
+		return times->reset;
 	if (client & backend & SIDE_FIN)
-		return CONFIG(tcp_time_wait);
+		return times->closed;
 	if ((client | backend) & SIDE_FIN)
-		return CONFIG(tcp_close_wait);
+		return times->closing;
 	/* A client that goes on after its SYN got an answer, even if that took another way. */
-	return backend || client & SIDE_ANSWERED ? CONFIG(tcp_established) : CONFIG(tcp_syn);
+	return backend || client & SIDE_ANSWERED ? times->established : times->opening;
+}
+
+static __always_inline __u32 flow_timeout(const flow_t *flow, __u8 protocol)
+{
+	struct idle_times times = idle_times_of(protocol);
+
+	return idle_time(&times, flow);
 }
 
 /* Ticks since the last packet. Another CPU may have noted one a tick later than this one's clock. */
 static __always_inline __s32 flow_idle(const flow_t *flow, __u32 now)
 {
 	return (__s32)(now - flow->seen);
+}
+
+static __always_inline int idle_too_long(const flow_t *flow, const struct idle_times *times, __u32 now)
+{
+	return flow_idle(flow, now) > (__s32)idle_time(times, flow);
 }
 
 static __always_inline int flow_expired(const flow_t *flow, __u8 protocol, __u32 now)

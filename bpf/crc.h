@@ -6,6 +6,14 @@
 #pragma once
 #include "csum.h"
 
+/* All ones if the lowest bit is set. Some verifiers walk both ways where they recognize a bit that becomes a mask. */
+static __always_inline __u32 bit_mask(__u32 x)
+{
+	x &= 1;
+	opaque(x);
+	return 0 - x;
+}
+
 /* x * y modulo the polynomial, in the reflected order of bits that CRC32c has. */
 static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
 {
@@ -13,9 +21,9 @@ static __always_inline __u32 crc_multiply(__u32 x, __u32 y)
 
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 32; i++) {
-		product ^= y & -(x >> 31);
+		product ^= y & bit_mask(x >> 31);
 		x <<= 1;
-		y = (y >> 1) ^ (0x82f63b78 & -(y & 1));
+		y = (y >> 1) ^ (0x82f63b78 & bit_mask(y));
 	}
 	return product;
 }
@@ -33,11 +41,11 @@ static __always_inline __u32 crc_change(__u32 change, __u32 length)
 	crc = change;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 32; i++)
-		crc = (crc >> 1) ^ (0x82f63b78 & -(crc & 1));
+		crc = (crc >> 1) ^ (0x82f63b78 & bit_mask(crc));
 	length -= 4;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 16; i++) {
-		taken = -(length & 1);
+		taken = bit_mask(length);
 		crc = (crc_multiply(crc, power) & taken) | (crc & ~taken);
 		power = crc_multiply(power, power);
 		length >>= 1;

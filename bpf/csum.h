@@ -63,23 +63,30 @@ static __always_inline __u32 l4_checksum_at(__u8 protocol)
 	return 0;
 }
 
+/* Whether this packet has one: UDP may go without, by a zero. */
+static __always_inline int l4_has_checksum(const struct packet *p)
+{
+	__u16 *udp = p->l4;
+
+	if (!p->l4 || !l4_checksum_at(p->protocol))
+		return 0;
+	return p->protocol != IPPROTO_UDP || ((void *)(udp + 4) <= packet_end(p->ctx) && udp[3]);
+}
+
 /*
- * Follows a change of addresses and ports. Nothing of the packet may be touched afterwards: tc's pointers are invalid.
+ * Follows a change of addresses and ports, if there is a checksum. Nothing of the packet may be touched afterwards:
+ * tc's pointers are invalid.
  */
 static __always_inline void l4_checksum_update(const struct packet *p, __u64 addresses, __u64 ports)
 {
 	__u32 at = l4_checksum_at(p->protocol);
 
-	if (!at || !p->l4)
-		return;
 #if PACKET_XDP
 	__u16 *checksum = p->l4 + at;
 	__u16 fresh;
 
 	/* For the verifier, which may not know the protocol that the header was parsed for. */
 	if ((void *)(checksum + 1) > packet_end(p->ctx))
-		return;
-	if (IS_V4 && p->protocol == IPPROTO_UDP && !*checksum)
 		return;
 	fresh = csum_changed(*checksum, addresses + ports);
 	if (p->protocol == IPPROTO_UDP && !fresh)

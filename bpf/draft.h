@@ -1,18 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* Flows in the making, and the row of the client's port that they are to get. */
 #pragma once
-#include "conntrack.h"
+#include "send.h"
 
 /* Added to a verdict where 0 says that there is none yet. */
 #define VERDICT_GIVEN 0x100
-
-/* Of this CPU. Handed from program to program: the packet is the same. */
-static __always_inline flow_t *draft(void)
-{
-	__u32 zero = 0;
-
-	return map_lookup(drafts, &zero);
-}
 
 static __always_inline flow_t *primary_of(const struct packet *p)
 {
@@ -47,16 +39,4 @@ static __always_inline long primary_write(const struct packet *p, flow_t *flow, 
 	if (former) /* the port's further flows live on, and are found through this row */
 		flow->flags |= former->flags & FLOW_MORE;
 	return map_update(flows, &key, flow, state == PRIMARY_FREE ? BPF_NOEXIST : BPF_ANY);
-}
-
-/* Sends the packet as the draft says, which is in the maps by now. */
-static __always_inline int draft_send(const struct packet *p, enum reason reason)
-{
-	struct handover *handover = handover_row();
-
-	if (handover) {
-		handover->reason = reason;
-		packet_call(p, CALL(SEND));
-	}
-	return packet_drop(p, REASON_BROKEN);
 }

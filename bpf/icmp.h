@@ -66,7 +66,7 @@ static __always_inline int quote_parse(const struct packet *p, struct quote *q)
 	q->checksum = 0;
 	if (q->protocol == IPPROTO_UDP) {
 		q->checksum = header + 6;
-		if (IS_V4 && !*q->checksum)
+		if (!*q->checksum)
 			q->checksum = 0;
 		return 0;
 	}

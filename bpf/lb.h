@@ -4,11 +4,11 @@
 #include "hash.h"
 #include "metrics.h"
 
-/* ---- frontends ---- */
+/* ---- frontends: the caller knows the family, packets before they are compiled ---- */
 
-static __always_inline struct frontend *frontend_lookup(const struct endpoint *vip, __u8 protocol, __u8 scope)
+static __always_inline struct frontend *frontend_lookup(const struct endpoint *vip, int v4, __u8 protocol, __u8 scope)
 {
-	if (endpoint_is_v4(vip)) {
+	if (v4) {
 		struct frontend4_key key = {
 			.address = vip->address[3], .port = vip->port, .protocol = protocol, .scope = scope};
 
@@ -25,53 +25,56 @@ static __always_inline struct frontend *frontend_lookup(const struct endpoint *v
 }
 
 /* The wildcard of a family, under which NodePorts are kept. */
-static __always_inline struct endpoint node_port_endpoint(const struct endpoint *e)
+static __always_inline struct endpoint node_port_endpoint(__be16 port, int v4)
 {
-	return endpoint6(0, 0, endpoint_is_v4(e) ? be32(0xffff) : 0, 0, e->port);
+	return endpoint6(0, 0, v4 ? be32(0xffff) : 0, 0, port);
 }
 
-static __always_inline int address_is_loopback(const struct endpoint *e)
+static __always_inline int address_is_loopback(const struct endpoint *e, int v4)
 {
-	if (endpoint_is_v4(e))
+	if (v4)
 		return (e->address[3] & be32(0xff000000)) == be32(0x7f000000);
-	return !e->address[0] && !e->address[1] && !e->address[2] && e->address[3] == be32(1);
+	return !(e->address[0] | e->address[1] | e->address[2] | (e->address[3] ^ be32(1)));
 }
 
 /* Whether NodePorts answer on this address. The loopback addresses are the node's own only for its own sockets. */
-static __always_inline int answers_node_ports(const struct endpoint *e, int client_is_node)
+static __always_inline int answers_node_ports(const struct endpoint *e, int v4, int client_is_node)
 {
 	struct node_address_key key = {.address = {e->address[0], e->address[1], e->address[2], e->address[3]}};
 	struct node_address *address;
 
-	if (address_is_loopback(e)) {
+	if (address_is_loopback(e, v4)) {
 		if (!client_is_node)
 			return 0;
-		if (endpoint_is_v4(e))
+		if (v4)
 			key.address[3] = be32(0x7f000000);
 	}
 	address = map_lookup(node_addresses, &key);
 	return address && address->flags & NODE_ADDRESS_NODE_PORT;
 }
 
-static __always_inline struct frontend *frontend_find(const struct endpoint *vip, __u8 protocol, __u8 scope,
-						      int client_is_node)
+/* The external frontend; `at` becomes what it is found by. */
+static __always_inline struct frontend *frontend_find(struct endpoint *at, int v4, __u8 protocol, int client_is_node)
 {
-	struct endpoint at = *vip;
-	struct frontend *frontend = frontend_lookup(&at, protocol, SCOPE_EXTERNAL);
-	struct frontend *internal;
+	struct frontend *frontend = frontend_lookup(at, v4, protocol, SCOPE_EXTERNAL);
+	struct endpoint vip = *at;
 
-	if (!frontend) {
-		at = node_port_endpoint(vip);
-		frontend = frontend_lookup(&at, protocol, SCOPE_EXTERNAL);
-		if (!frontend || !answers_node_ports(vip, client_is_node))
-			return 0;
-	}
-	if (frontend->flags & FRONTEND_SCOPED && scope == SCOPE_INTERNAL) {
-		internal = frontend_lookup(&at, protocol, SCOPE_INTERNAL);
-		if (internal)
-			return internal;
-	}
-	return frontend;
+	if (frontend)
+		return frontend;
+	*at = node_port_endpoint(vip.port, v4);
+	frontend = frontend_lookup(at, v4, protocol, SCOPE_EXTERNAL);
+	return frontend && answers_node_ports(&vip, v4, client_is_node) ? frontend : 0;
+}
+
+/* What takes its place for clients inside the cluster, if there is such a one. */
+static __always_inline struct frontend *frontend_inside(struct frontend *external, const struct endpoint *at, int v4,
+							__u8 protocol)
+{
+	struct frontend *internal = 0;
+
+	if (external->flags & FRONTEND_SCOPED)
+		internal = frontend_lookup(at, v4, protocol, SCOPE_INTERNAL);
+	return internal ? internal : external;
 }
 
 /* ---- sets ---- */

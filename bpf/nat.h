@@ -91,10 +91,10 @@ static __always_inline void rewrite_device_sum(const struct packet *p, const str
 
 	if (!IS_V4 && r->hop_limit)
 		change = sum_change16(change, be16(1), 0);
-	if (!IS_V4 && (!p->l4 || !l4_checksum_at(p->protocol)))
-		change += addresses;
-	if (p->l4 && !l4_checksum_at(p->protocol))
-		change += l4_change;
+	if (!l4_has_checksum(p)) {
+		change += IS_V4 ? 0 : addresses;
+		change += p->l4 ? l4_change : 0;
+	}
 	if (change)
 		skb_csum_update(p->ctx, sum_fold32(change));
 #endif
@@ -105,6 +105,7 @@ static __always_inline void packet_rewrite(const struct packet *p, const struct 
 {
 	__u64 addresses = 0, port_change = 0;
 	struct ports *ports = p->l4;
+	int has_checksum;
 
 	if (r->link && p->ethernet) {
 		__builtin_memcpy(p->ethernet->h_dest, r->link_destination, ETH_ALEN);
@@ -123,6 +124,8 @@ static __always_inline void packet_rewrite(const struct packet *p, const struct 
 		ports->source = r->source_port;
 		ports->destination = r->destination_port;
 	}
+	has_checksum = l4_has_checksum(p);
 	rewrite_device_sum(p, r, addresses, port_change);
-	l4_checksum_update(p, addresses, port_change);
+	if (has_checksum)
+		l4_checksum_update(p, addresses, port_change);
 }

@@ -63,7 +63,8 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 {
 	struct endpoint vip = to_endpoint(&p->destination, p->destination_port);
 	struct endpoint source = to_endpoint(&p->source, p->source_port);
-	struct frontend *frontend = frontend_find(&vip, p->protocol, SCOPE_EXTERNAL, 0);
+	struct endpoint at = vip;
+	struct frontend *frontend = frontend_find(&at, IS_V4, p->protocol, 0);
 	union backend_set set;
 	struct choice choice;
 
@@ -85,11 +86,8 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 
 		if (!inside && frontend->flags & FRONTEND_SOURCE_RANGES && !client_in_network(p, frontend->id))
 			return VERDICT_GIVEN + packet_drop(p, REASON_SOURCE_RANGE);
-		if (inside && frontend->flags & FRONTEND_SCOPED) {
-			frontend = frontend_find(&vip, p->protocol, SCOPE_INTERNAL, 0);
-			if (!frontend)
-				return VERDICT_GIVEN + packet_pass(p, REASON_BROKEN);
-		}
+		if (inside)
+			frontend = frontend_inside(frontend, &at, IS_V4, p->protocol);
 	}
 	set = set_read(frontend->set);
 	if (!(set.flags & SET_IN_USE))
@@ -136,5 +134,5 @@ static __always_inline int new_flow(struct packet *p)
 		return packet_pass(p, REASON_BROKEN);
 	}
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
-	return draft_send(p, REASON_TRANSLATED);
+	return draft_send(p, DIRECTION_FORWARD, REASON_TRANSLATED);
 }

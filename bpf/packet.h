@@ -103,12 +103,24 @@ static __always_inline void packet_call(const struct packet *p, __u32 slot)
 	tail_call(p->ctx, packet_calls, slot);
 }
 
-/* Segments that the device is to cut itself may be longer than its MTU. */
+#if !PACKET_XDP
+/* Length of the segments that a device is to cut the packet into. */
+static __always_inline __u32 segment_length(const struct packet *p)
+{
+	__u32 l4_length = 8; /* UDP */
+	__u8 data_offset;
+
+	if (p->protocol == IPPROTO_TCP && !skb_load(p->ctx, p->l4_offset + 12, &data_offset, sizeof(data_offset)))
+		l4_length = (data_offset >> 4) * 4;
+	return p->l4_offset - p->l3_offset + l4_length + p->ctx->gso_size;
+}
+#endif
+
 static __always_inline int packet_exceeds(const struct packet *p, __u32 mtu)
 {
 #if !PACKET_XDP
 	if (p->ctx->gso_segs > 1)
-		return 0;
+		return segment_length(p) > mtu;
 #endif
 	return p->length > mtu;
 }

@@ -8,6 +8,7 @@ MAP(LPM_TRIE, networks4, struct network4_key, __u32, BPF_F_NO_PREALLOC);
 MAP(LPM_TRIE, networks6, struct network6_key, __u32, BPF_F_NO_PREALLOC);
 MAP(HASH, backend_ids4, struct endpoint4_key, __u32, BPF_F_NO_PREALLOC);
 MAP(HASH, backend_ids6, struct endpoint6_key, __u32, BPF_F_NO_PREALLOC);
+MAP(ARRAY, served_ports, __u32, struct served_ports, BPF_F_MMAPABLE);
 MAP(ARRAY, node, __u32, struct node, 0);
 MAP(HASH, devices, __u32, struct device, BPF_F_NO_PREALLOC);
 
@@ -24,10 +25,10 @@ MAP(PERCPU_ARRAY, drafts4, __u32, struct flow4, 0);
 MAP(PERCPU_ARRAY, drafts6, __u32, struct flow6, 0);
 MAP(PERCPU_ARRAY, allowances, __u32, struct allowance, 0);
 MAP(PERCPU_ARRAY, handovers, __u32, struct handover, 0);
-#if PACKET_XDP
 MAP(PROG_ARRAY, xdp_calls, __u32, __u32, 0);
+MAP(PROG_ARRAY, tc_calls, __u32, __u32, 0);
+#if PACKET_XDP
 #define packet_calls xdp_calls
 #else
-MAP(PROG_ARRAY, tc_calls, __u32, __u32, 0);
 #define packet_calls tc_calls
 #endif

@@ -82,6 +82,16 @@ enum parsed {
 	PARSED_MALFORMED, /* cut short, or not to be understood */
 };
 
+/* From the IP header on, as that has it: frames may be padded. */
+static __always_inline __u32 ip_length(const ip_header *ip)
+{
+#if IS_V4
+	return be16(ip->tot_len);
+#else
+	return sizeof(*ip) + be16(ip->payload_len);
+#endif
+}
+
 #if IS_V4
 
 static __always_inline int parse_ip(struct cursor *c, struct packet *p, int slow)
@@ -193,7 +203,7 @@ static __always_inline enum parsed parse_transport(struct cursor *c, struct pack
 		header = cursor_take(c, 8);
 		break;
 	case IPPROTO_SCTP:
-		header = cursor_take(c, 12);
+		header = ip_length(p->ip) < p->l4_offset - p->l3_offset + 12 ? 0 : cursor_take(c, 12);
 		break;
 	case FAMILY_ICMP:
 		return PARSED_ICMP;

@@ -33,7 +33,7 @@ static __always_inline int program_in(context_t *ctx)
 
 	if (parsed != PARSED)
 		return leave(&p, parsed, CALL(SLOW_IN), CALL(ICMP_IN));
-	return flow_in(&p);
+	return flow_in(&p, 1);
 }
 
 static __always_inline int program_parsed_in(context_t *ctx)
@@ -42,7 +42,7 @@ static __always_inline int program_parsed_in(context_t *ctx)
 
 	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED)
 		return packet_pass(&p, REASON_MALFORMED);
-	return flow_in(&p);
+	return flow_in(&p, 0);
 }
 
 static __always_inline int program_slow(context_t *ctx, enum hook hook, __u32 known, __u32 icmp)
@@ -50,6 +50,9 @@ static __always_inline int program_slow(context_t *ctx, enum hook hook, __u32 kn
 	struct packet p = {};
 	enum parsed parsed = packet_parse(ctx, &p, hook, 1);
 
+	/* SCTP's checksum covers the whole message, of which no fragment tells the length. */
+	if (parsed == PARSED && p.fragment && p.protocol == IPPROTO_SCTP)
+		return packet_pass(&p, REASON_FRAGMENT);
 	if (parsed == PARSED && p.fragment == FRAGMENT_LATER) {
 		if (fragment_find(&p))
 			return packet_pass(&p, REASON_FRAGMENT);
@@ -116,6 +119,10 @@ static __always_inline int program_send(context_t *ctx)
 
 	if (packet_parsed(ctx, &p, HOOK_IN) != PARSED || !handover || !flow)
 		return packet_drop(&p, REASON_BROKEN);
+	if (!PACKET_XDP)
+		p.hook = handover->hook;
+	if (handover->direction == DIRECTION_REPLY)
+		return flow_send(&p, flow, DIRECTION_REPLY, &flow->hop, handover->reason);
 	return flow_send(&p, flow, DIRECTION_FORWARD, &flow->hop, handover->reason);
 }
 
@@ -127,7 +134,7 @@ static __always_inline int program_out(context_t *ctx)
 
 	if (parsed != PARSED)
 		return leave(&p, parsed, CALL(SLOW_OUT), CALL(ICMP_OUT));
-	return flow_out(&p);
+	return flow_out(&p, 1);
 }
 
 static __always_inline int program_parsed_out(context_t *ctx)
@@ -136,7 +143,7 @@ static __always_inline int program_parsed_out(context_t *ctx)
 
 	if (packet_parsed(ctx, &p, HOOK_TC_OUT) != PARSED)
 		return packet_pass(&p, REASON_MALFORMED);
-	return flow_out(&p);
+	return flow_out(&p, 0);
 }
 
 static __always_inline int program_icmp_out(context_t *ctx)

@@ -114,6 +114,15 @@ static __always_inline int route_needs_tc(const struct packet *p, const struct n
 #endif
 }
 
+static __always_inline int may_be_cut(const struct packet *p)
+{
+#if IS_V4
+	return !(p->ip->frag_off & be16(0x4000));
+#else
+	return 0;
+#endif
+}
+
 /* Where a translated packet goes, or why it does not. */
 enum way {
 	WAY_STACK,     /* up, or on its way out, as it was */
@@ -136,15 +145,19 @@ static __always_inline enum way route_way(const struct packet *p, const struct n
 		return WAY_TOO_BIG;
 	if (route_needs_tc(p, hop, routed))
 		return WAY_TC;
-	return routed == ROUTED && p->ethernet ? WAY_DEVICE : WAY_NEIGHBOUR;
+	return routed == ROUTED ? WAY_DEVICE : WAY_NEIGHBOUR;
 }
 
-/* The same for a pod of this node, past the stack if that is possible. */
+/* The same for a pod of this node, past the stack if that is possible. What is to be cut into fragments is left to it. */
 static __always_inline enum way pod_way(const struct packet *p, const struct next_hop *hop, enum routed routed)
 {
-	if (routed != ROUTED || !p->ethernet || !leads_to_pod(hop->ifindex))
+	int exceeds = packet_exceeds(p, hop->mtu);
+
+	if (routed != ROUTED || !p->ethernet || !leads_to_pod(hop->ifindex) || (exceeds && may_be_cut(p)))
 		return WAY_STACK;
-	return hop_limit(p) <= 1 ? WAY_TTL : WAY_POD;
+	if (hop_limit(p) <= 1)
+		return WAY_TTL;
+	return exceeds ? WAY_TOO_BIG : WAY_POD;
 }
 
 static __always_inline void rewrite_link(struct rewrite *r, const struct next_hop *hop)
@@ -155,17 +168,23 @@ static __always_inline void rewrite_link(struct rewrite *r, const struct next_ho
 }
 
 #if !PACKET_XDP
-/* The kernel looks the neighbour up, or asks for it. It wants to see a link layer, whatever is in it. */
-static __always_inline int packet_redirect_to(const struct packet *p, struct rewrite *r, __u32 ifindex,
-					      const address_t *gateway)
+/* For a packet that has none: redirects ask for one, and take it off again where the other device has none either. */
+static __always_inline long link_layer_add(context_t *ctx, struct rewrite *r)
+{
+	struct ethhdr link;
+
+	__builtin_memcpy(link.h_dest, r->link_destination, ETH_ALEN);
+	__builtin_memcpy(link.h_source, r->link_source, ETH_ALEN);
+	link.h_proto = be16(FAMILY_ETHERTYPE);
+	r->pushed = ETH_HLEN;
+	return skb_change_head(ctx, ETH_HLEN) || skb_store(ctx, 0, &link, sizeof(link), 0);
+}
+
+/* The kernel looks the neighbour up, or asks for it. */
+static __always_inline int packet_redirect_to(__u32 ifindex, const address_t *gateway)
 {
 	struct bpf_redir_neigh neighbour = {};
 
-	if (!p->ethernet) {
-		if (skb_change_head(p->ctx, ETH_HLEN))
-			return VERDICT_DROP;
-		r->pushed = ETH_HLEN;
-	}
 #if IS_V4
 	neighbour.nh_family = AF_INET_;
 	words_copy(&neighbour.ipv4_nh, gateway);
@@ -184,10 +203,12 @@ static __always_inline int packet_leave_by(const struct packet *p, struct rewrit
 	if (way == WAY_DEVICE)
 		return ifindex == packet_ifindex(p->ctx) ? XDP_TX : packet_redirect(ifindex);
 #else
+	if (way != WAY_POD && way != WAY_STACK && !p->ethernet && link_layer_add(p->ctx, r))
+		return VERDICT_DROP;
 	if (way == WAY_DEVICE)
 		return packet_redirect(ifindex);
 	if (way == WAY_NEIGHBOUR)
-		return packet_redirect_to(p, r, ifindex, gateway);
+		return packet_redirect_to(ifindex, gateway);
 	if (way == WAY_POD)
 		return packet_redirect_peer(ifindex);
 #endif

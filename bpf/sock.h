@@ -130,7 +130,9 @@ static __always_inline int translate(struct sock_call *call, struct udp_session 
 	int client_is_node = client == CONFIG(node_netns);
 	__u8 pod_scope = endpoint_is_v4(&call->dst) ? CONFIG(pod_scope4) : CONFIG(pod_scope6);
 	__u8 scope = client_is_node ? SCOPE_INTERNAL : pod_scope;
-	struct frontend *frontend = frontend_find(&call->dst, call->protocol, scope, client_is_node);
+	struct endpoint at = call->dst;
+	int v4 = endpoint_is_v4(&at);
+	struct frontend *frontend = frontend_find(&at, v4, call->protocol, client_is_node);
 	union backend_set set;
 	struct choice choice;
 	__u64 flow = 0;
@@ -139,6 +141,8 @@ static __always_inline int translate(struct sock_call *call, struct udp_session 
 		count_reason(call->hook, REASON_NOT_OURS);
 		return SOCK_PROCEED;
 	}
+	if (scope == SCOPE_INTERNAL)
+		frontend = frontend_inside(frontend, &at, v4, call->protocol);
 	set = set_read(frontend->set);
 	if (!(set.flags & SET_IN_USE)) {
 		count_reason(call->hook, REASON_BROKEN);
@@ -310,9 +314,9 @@ static __always_inline int sock_getpeername(struct sock_call *call)
 
 static __always_inline int node_port_taken(__u16 port, __u8 protocol, int v4)
 {
-	struct endpoint at = endpoint6(0, 0, v4 ? be32(0xffff) : 0, 0, be16(port));
+	struct endpoint at = node_port_endpoint(be16(port), v4);
 
-	return frontend_lookup(&at, protocol, SCOPE_EXTERNAL) != 0;
+	return frontend_lookup(&at, v4, protocol, SCOPE_EXTERNAL) != 0;
 }
 
 /* bind() on the node itself: a NodePort in use and the SNAT range are taken. `port` is in host order. */

@@ -5,7 +5,6 @@
  */
 #pragma once
 #include "draft.h"
-#include "route.h"
 
 #define SOURCE_PORT_TRIES 32
 #define SOURCE_PORT_STEP 7919 /* away from runs of ports that are taken */
@@ -39,16 +38,15 @@ static __always_inline void reply_form_end(flow_t *flow, const struct reply_form
 }
 
 /* Inserts a row of replies, or takes over one that has expired. Returns 0 unless another flow has these replies. */
-static __always_inline long reply_row_write(const struct packet *p, const tuple_key *key, const flow_t *reply)
+static __always_inline long reply_row_write(const tuple_key *key, const flow_t *reply, const struct idle_times *times,
+					    __u32 now)
 {
 	flow_t *known;
 
 	if (!map_update(tuples, key, reply, BPF_NOEXIST))
 		return 0;
 	known = map_lookup(tuples, key);
-	if (known && flow_expired(known, p->protocol, clock_ticks()))
-		return map_update(tuples, key, reply, BPF_ANY);
-	return -1;
+	return known && idle_too_long(known, times, now) ? map_update(tuples, key, reply, BPF_ANY) : -1;
 }
 
 /*
@@ -59,7 +57,8 @@ static __always_inline int source_port_take(const struct packet *p, flow_t *flow
 {
 	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, 0, p->protocol, DIRECTION_REPLY);
 	__u32 first = CONFIG(snat_first), span = CONFIG(snat_last) - first + 1;
-	__u32 at = bpf_get_prandom_u32();
+	__u32 at = bpf_get_prandom_u32(), now = clock_ticks();
+	struct idle_times times = idle_times_of(p->protocol);
 	struct reply_form form;
 	int taken = 0;
 
@@ -69,7 +68,7 @@ static __always_inline int source_port_take(const struct packet *p, flow_t *flow
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < SOURCE_PORT_TRIES && !taken; i++) {
 		key.destination_port = be16(first + at % span);
-		taken = !reply_row_write(p, &key, flow);
+		taken = !reply_row_write(&key, flow, &times, now);
 		at += SOURCE_PORT_STEP;
 	}
 	form.port = key.destination_port;
@@ -82,8 +81,9 @@ static __always_inline long reply_row_insert(const struct packet *p, flow_t *flo
 {
 	tuple_key key = tuple_key_of(flow->backend, flow->backend_port, flow->source, flow->source_port, p->protocol,
 				     DIRECTION_REPLY);
+	struct idle_times times = idle_times_of(p->protocol);
 	struct reply_form form = reply_form_take(p, flow);
-	long result = reply_row_write(p, &key, flow);
+	long result = reply_row_write(&key, flow, &times, clock_ticks());
 
 	reply_form_end(flow, &form);
 	return result;
@@ -169,18 +169,18 @@ static __always_inline int new_source(struct packet *p)
 	if (client_row_write(p, flow))
 		return packet_drop(p, REASON_NO_FLOW);
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
-	return draft_send(p, REASON_TRANSLATED);
+	return draft_send(p, DIRECTION_FORWARD, REASON_TRANSLATED);
 }
 
 /* A flow goes on whose row of replies has been lost: the maps drop what was used least recently. */
 static __always_inline int pair_again(struct packet *p)
 {
-	flow_t *flow = draft(), *known = flow_forward(p);
+	flow_t *known = flow_forward(p), *flow = draft();
 
 	if (!flow || !known)
 		return packet_pass(p, REASON_BROKEN);
 	*flow = *known;
 	if (reply_row_insert(p, flow))
 		return packet_drop(p, REASON_NO_FLOW);
-	return draft_send(p, REASON_REUSED);
+	return draft_send(p, DIRECTION_FORWARD, REASON_REUSED);
 }

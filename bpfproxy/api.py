@@ -153,6 +153,15 @@ def open_view(state_dir: Path) -> View:
         return ebpf.open_view(state_dir)
 
 
+def attached_programs(state_dir: Path) -> dict[tuple[str, int], int]:
+    """The packet level's programs at the devices of the calling thread's network namespace: (`xdp`, `tc_in` or
+    `tc_out`, index of the device) → the kernel's id of the program. Raises NotRunningError, PermissionsError."""
+    from bpfproxy.proxiers.ebpf import lifecycle
+
+    with _readable(state_dir):
+        return {(hook.value, index): program for (hook, index), program in lifecycle.attached(state_dir).items()}
+
+
 def list_flows(state_dir: Path, wanted: FlowFilter = ALL_FLOWS) -> list[Flow]:
     """The flows that the packet level of a node knows, whether its agent runs or not; in no order. Raises
     NotRunningError, PermissionsError."""

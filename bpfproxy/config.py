@@ -20,7 +20,7 @@ from bpfproxy.model.address import Network
 
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
-ProxyMode = Literal["ebpf", "ipvs"]
+ProxyMode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
 IptablesVariant = Literal["auto", "nft", "legacy"]
 IpvsScheduler = Literal["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh"]
@@ -38,6 +38,9 @@ class Settings:
 
     cluster_cidr: tuple[str, ...] = ()
     """Pod network ranges, at most one per family. They tell pods from outside clients (the local detector)."""
+
+    service_cidr: tuple[str, ...] = ()
+    """Ranges of ClusterIPs. The nftables proxier drops what goes to one that no Service has."""
 
     nodeport_addresses: tuple[str, ...] = ()
     """CIDR ranges of node addresses on which NodePorts answer, or `primary`; default: all of the node's."""
@@ -80,7 +83,7 @@ class Settings:
     """Devices that lead to pods of this node, names or patterns: host ends of veths, or bridges that join them;
     default: the names that well-known network plugins give. Tunnels to other nodes' pods are found without."""
 
-    acceleration: Acceleration = "none"
+    acceleration: Acceleration = "auto"
     """Packet level, for clients outside the cluster and pods without hooks: by XDP or by tc; auto takes XDP where a
     network card does it natively, and tc wherever XDP cannot be had; none leaves packets alone."""
 
@@ -124,6 +127,9 @@ class Settings:
     max_flows: int = 131072
     """Size of each map of flows (four: two per family), rows; the least recently used one makes room."""
 
+    max_connections: int = 16384
+    """Connections and UDP sessions that the userspace proxier carries at once; more are turned away."""
+
     conntrack_tcp_syn: float = 120.0
     """Idle time after which a TCP flow without an answer is forgotten, seconds."""
 
@@ -165,7 +171,7 @@ class Settings:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if name.startswith("max_") and not 1 <= value <= _ROWS_MAX:
-                raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX} rows")
+                raise InputError(f"{flag(name)} {value}: expected 1 to {_ROWS_MAX}")
             if name.startswith("conntrack_") and not 0.1 <= value <= _IDLE_MAX:
                 raise InputError(f"{flag(name)} {value:g}: expected 0.1 to {_IDLE_MAX:g} seconds")
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):

@@ -1,4 +1,4 @@
-"""For all tests: skips are accounted for.
+"""For all tests: skips are accounted for, and no device of the machine's own is touched.
 
 A skip that is not on the list in allowed_skips.txt fails the run, so that nothing is left out unseen. Each line there
 is a pattern of test ids (as in fnmatch), a colon and the start of the reason that the skip has to give.
@@ -6,11 +6,16 @@ is a pattern of test ids (as in fnmatch), a colon and the start of the reason th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from bpfproxy.datapath.attach import Outcome
+from bpfproxy.datapath.hooks import DeviceHooks
 
 pytest_plugins = ["pytester"]
 
@@ -67,5 +72,23 @@ def _read(path: Path) -> Iterator[tuple[str, str]]:
             yield pattern.strip(), reason.strip()
 
 
+_NAMESPACE = Path("/proc/thread-self/ns/net")
+
+
+def _refuse_devices_at_home() -> None:
+    """Agents that tests start leave packets alone unless they are told otherwise, and in this process nothing is
+    attached to devices of the network namespace in which the tests were started."""
+    os.environ["BPFPROXY_ACCELERATION"] = "none"
+    home, attach = _NAMESPACE.stat().st_ino, DeviceHooks.attach
+
+    def guarded(self: DeviceHooks, *arguments: Any) -> Outcome:
+        if _NAMESPACE.stat().st_ino == home:
+            raise AssertionError("a test is about to attach a program to a device of this machine")
+        return attach(self, *arguments)
+
+    DeviceHooks.attach = guarded  # type: ignore[assignment, method-assign]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _refuse_devices_at_home()
     config.pluginmanager.register(SkipAccount(ALLOWED), "skip-account")

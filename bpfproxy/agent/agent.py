@@ -163,6 +163,7 @@ class Agent:
             process.notify("STOPPING=1")
             for task in tasks:
                 task.cancel()
+            upkeep.stop()
 
     # ---- what the sources say -------------------------------------------------------------------------------------
 
@@ -225,8 +226,10 @@ class Agent:
             upkeep.tend(group)
             while (delay := self._runner.delay()) > 0:
                 self._wake.clear()
+                # Not wait_for(), which before Python 3.12 loses a cancellation that comes together with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), delay)
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
             await self._sync_once(engine)
             if not self._troubles:
                 await upkeep.retire()

@@ -66,6 +66,11 @@ class Upkeep:
             if mode not in self._tasks:
                 self._tasks[mode] = group.create_task(self._tend_forever(mode, proxier))
 
+    def stop(self) -> None:
+        """End all that `tend` has begun."""
+        for task in self._tasks.values():
+            task.cancel()
+
     async def retire(self) -> None:
         """Clean up after the proxiers that serve nothing, once no connection depends on them."""
         for mode in await self._in_worker(self._modes.unused_modes):

@@ -11,20 +11,14 @@
  * COUNT operations go to the TARGETS addresses from ADDRESS on, in random order. With VERIFY each one checks that the
  * client sees the address that it asked for; WRONG counts those that did not, and those that failed.
  */
-#define _GNU_SOURCE
+#include "load.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <sched.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { PLAIN, HOOKED, PLACES };
@@ -41,20 +35,6 @@ struct block {
 
 static int tcp_listener[PLACES][2], udp_server[PLACES][2];
 static char buffer[256];
-
-static void die(const char *what)
-{
-	perror(what);
-	exit(1);
-}
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1000000000ull + t.tv_nsec;
-}
 
 static void enter(const char *cgroup)
 {
@@ -77,7 +57,8 @@ static int open_socket(int family, int type, int port)
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
 	if (family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
-	if (bind(fd, family == AF_INET6 ? (void *)&six : (void *)&four, family == AF_INET6 ? sizeof(six) : sizeof(four)))
+	if (bind(fd, family == AF_INET6 ? (void *)&six : (void *)&four,
+		 family == AF_INET6 ? sizeof(six) : sizeof(four)))
 		die("bind");
 	if (type == SOCK_STREAM && listen(fd, 1024))
 		die("listen");
@@ -278,32 +259,15 @@ static void run(struct block *block)
 	fflush(stdout);
 }
 
-static int last_cpu(void)
-{
-	cpu_set_t set;
-
-	sched_getaffinity(0, sizeof(set), &set);
-	for (int cpu = CPU_SETSIZE - 1; cpu >= 0; cpu--)
-		if (CPU_ISSET(cpu, &set))
-			return cpu;
-	return 0;
-}
-
 int main(int count, char **arguments)
 {
 	char line[512], address[64];
-	struct sched_param first = {.sched_priority = 1};
 	struct block block;
 	int place = HOOKED;
-	cpu_set_t set;
 
 	if (count != 1 + PLACES)
 		return 2;
-	CPU_ZERO(&set);
-	CPU_SET(last_cpu(), &set);
-	sched_setaffinity(0, sizeof(set), &set);
-	if (sched_setscheduler(0, SCHED_FIFO, &first)) /* other processes would double the time of a block */
-		setpriority(PRIO_PROCESS, 0, -20);
+	take_cpu();
 	for (int i = PLAIN; i < PLACES; i++) {
 		enter(arguments[1 + i]);
 		open_servers(i);

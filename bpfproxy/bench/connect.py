@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from bpfproxy.bench import stats
 from bpfproxy.bench.figures import Aim, Figure, figure
 from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.objects import ENDPOINTS, POD4, POD6, VIP4, VIP6, address, cluster, target
+from bpfproxy.bench.tool import Tool, tool
 from bpfproxy.model.address import Family, format_address
 from bpfproxy.model.event import Update
 from bpfproxy.model.service import Scheduler
@@ -158,21 +158,15 @@ def _interleave(generator: Generator, arms: tuple[Arm, ...], load: Load) -> dict
 class Generator:
     """The process that connect.c describes."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, tool: Tool) -> None:
+        self._tool = tool
         self._random = random.Random()
 
     def run(self, arm: Arm, count: int, *, verify: bool = False) -> float:
         """Nanoseconds per operation, the mean of a block. Raises WrongAnswerError."""
         seed = self._random.getrandbits(63) | 1
         words = (arm.kind, int(arm.hooked), int(verify), arm.first, arm.targets, arm.port, count, seed)
-        assert self._process.stdin
-        assert self._process.stdout
-        print(*words, file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline().split()
-        if len(answer) != 3:
-            raise WrongAnswerError(f"the load generator ended at {arm.kind}, {arm.name}")
-        done, nanoseconds, wrong = map(int, answer)
+        done, nanoseconds, wrong = map(int, self._tool.ask(*words))
         if wrong:
             raise WrongAnswerError(f"{arm.kind}, {arm.name}: {wrong} of {done} operations went wrong")
         return nanoseconds / done
@@ -188,10 +182,5 @@ class Generator:
 
 @contextmanager
 def _generator(ground: Ground) -> Iterator[Generator]:
-    command = [str(ground.compile("connect")), str(ground.plain), str(ground.hooked)]
-    process = ground.spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
+    with tool(ground, "connect", [ground.plain, ground.hooked]) as process:
         yield Generator(process)
-    finally:
-        process.kill()
-        process.communicate()

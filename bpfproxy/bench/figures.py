@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from bpfproxy.bench import stats
 
-Unit = Literal["ratio", "ns/op", "ns", "ms", "s", "MiB"]
+Unit = Literal["ratio", "ns/op", "ns", "ms", "s", "MiB", "Gb/s"]
 """`ns/op` stands for a rate as well."""
 
 

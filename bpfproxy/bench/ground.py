@@ -5,11 +5,11 @@ Named and removed as a lab is (`bpfproxy.lab.remains`), so that what a killed be
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,10 +21,9 @@ from bpfproxy.bench.objects import NODE, POD6, POD_RANGES, address
 from bpfproxy.config import Settings
 from bpfproxy.errors import UnsupportedError
 from bpfproxy.lab import cgroup, netns, remains
-from bpfproxy.lab.place import spawn
+from bpfproxy.lab.place import PROJECT, spawn
 from bpfproxy.model.address import format_address
 
-_serial = count(1)
 _states = count(1)
 _SYSCTLS = {
     "ipv4.tcp_max_tw_buckets": 0,  # the arms share reply tuples: TIME_WAIT of one would delay another
@@ -40,7 +39,7 @@ class Ground:
     """A context manager: entering makes everything, leaving removes everything, whatever happened in between."""
 
     def __init__(self) -> None:
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For manifests, state directories and compiled tools."""
         self.netns = f"{remains.prefix(self.lab_id)}-loop"
@@ -83,6 +82,7 @@ class Ground:
         defaults: dict[str, Any] = {
             "state_dir": self.directory / f"state-{next(_states)}",
             "cgroup": self.hooked,
+            "acceleration": "none",  # an engine runs in the namespace of the bench itself
             "node_name": NODE,
             "loader": "prebuilt",
         }
@@ -100,8 +100,21 @@ class Ground:
             if compiler is None:
                 raise UnsupportedError("the load generators need a C compiler: install clang, or any cc")
             source = Path(__file__).with_name(f"{name}.c")
-            subprocess.run([compiler, "-O2", "-pthread", "-o", str(binary), str(source)], check=True)
+            subprocess.run([compiler, "-O2", "-pthread", "-o", str(binary), str(source), "-lbpf"], check=True)
         return binary
+
+    def compile_bpf(self, name: str) -> Path:
+        """Compile the BPF program `name`, which stands beside this file. Raises UnsupportedError without clang."""
+        target = self.directory / f"{name}.bpf.o"
+        if not target.exists():
+            if shutil.which("clang") is None:
+                raise UnsupportedError("programs of the bench are compiled by clang, which was not found")
+            source = Path(__file__).with_name(f"{name}.bpf.c")
+            # Debian keeps <asm/types.h> in the multiarch directory, which clang does not look into for a BPF target.
+            headers = f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
+            flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v2", "-I", str(PROJECT / "bpf"), "-idirafter", headers]
+            subprocess.run(["clang", *flags, "-c", str(source), "-o", str(target)], check=True)
+        return target
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

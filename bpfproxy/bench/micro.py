@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.status import Status
 
-from bpfproxy.bench import change, connect, start, sync
+from bpfproxy.bench import change, connect, lockstep, outside, packet, start, sync
 from bpfproxy.bench.figures import Figure
 from bpfproxy.bench.ground import BenchError, Ground
 from bpfproxy.bench.report import Report, replace_between_markers
@@ -23,7 +23,9 @@ from bpfproxy.lab.place import PROJECT
 
 Measure = Callable[..., Iterator[Figure]]
 
-MEASURES: dict[str, Measure] = {module.NAME: module.measure for module in (connect, change, sync, start)}
+MEASURES: dict[str, Measure] = {
+    module.NAME: module.measure for module in (connect, outside, packet, lockstep, change, sync, start)
+}
 DOCUMENT = PROJECT / "docs" / "performance.md"
 
 
@@ -33,8 +35,9 @@ DOCUMENT = PROJECT / "docs" / "performance.md"
 @click.option("-o", "--output", type=click.Choice(("table", "json", "markdown")), default="table", show_default=True)
 @click.option("--update-docs", is_flag=True, help=f"Write the tables into {DOCUMENT.relative_to(PROJECT)} as well.")
 def main(quick: bool, only: tuple[str, ...], output: str, update_docs: bool) -> None:
-    """Measure connections through the hooks beside direct ones, the time from a change to the maps, full syncs, and
-    the agent's start and memory. Figures that are not as aimed are shown so; they are no failure."""
+    """Measure connections through the hooks, and from outside, beside direct ones; packets in the programs alone and
+    through a node; the time from a change to the maps, full syncs, and the agent's start and memory. Figures that are
+    not as aimed are shown so; they are no failure."""
     if os.geteuid() != 0:
         raise click.ClickException("programs are loaded and network namespaces made: run it as root")
     if update_docs and (quick or only):

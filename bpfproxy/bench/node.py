@@ -61,6 +61,7 @@ def running(ground: Ground, manifests: Path, loader: str, state: Path) -> Iterat
     said = state.with_suffix(".log")
     address = state.with_suffix(".notify")
     flags = {"manifests": manifests, "node-name": NODE, "cgroup": ground.hooked, "state-dir": state, "loader": loader}
+    flags["acceleration"] = "none"
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     command = ["/usr/bin/env", f"NOTIFY_SOCKET={address}", sys.executable, "-m", "bpfproxy", "run", *words]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, said.open("a") as log:

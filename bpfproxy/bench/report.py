@@ -75,6 +75,9 @@ _ENOUGH = 100
 _TITLES = ("figure", "median", "95 % interval", "p99", "samples", "aim", "")
 _HEADINGS = {
     "connect": "connections and datagrams",
+    "outside": "from outside the cluster",
+    "packet": "a packet, by BPF_PROG_TEST_RUN",
+    "lockstep": "packets through a node",
     "change": "a change",
     "sync": "control plane",
     "start": "the agent",
@@ -112,7 +115,15 @@ def _cells(item: Figure) -> tuple[str, ...]:
     )
 
 
-_DIGITS = {"ratio": "{:.3f}", "ns/op": "{:,.0f}", "ns": "{:,.0f}", "ms": "{:.3f}", "s": "{:.3f}", "MiB": "{:.1f}"}
+_DIGITS = {
+    "ratio": "{:.3f}",
+    "ns/op": "{:,.0f}",
+    "ns": "{:,.0f}",
+    "ms": "{:.3f}",
+    "s": "{:.3f}",
+    "MiB": "{:.1f}",
+    "Gb/s": "{:.1f}",
+}
 
 
 def _row(cells: tuple[str, ...]) -> str:

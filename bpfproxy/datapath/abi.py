@@ -18,9 +18,16 @@ typedef uint8_t __u8; typedef uint16_t __u16; typedef uint32_t __u32; typedef ui
 typedef unsigned char __be16[2]; typedef unsigned char __be32[4];
 """
 
-ffi: Final = cffi.FFI()
-ffi.cdef(_TYPES)
-ffi.cdef((c_tree() / "abi.h").read_text())
+
+def parse(text: str) -> cffi.FFI:
+    """The types of a text such as abi.h."""
+    parsed = cffi.FFI()
+    parsed.cdef(_TYPES)
+    parsed.cdef(text)
+    return parsed
+
+
+ffi: Final = parse((c_tree() / "abi.h").read_text())
 
 _constants: Final = ffi.dlopen(None)
 _FORMATS: Final = {"uint8_t": "B", "uint16_t": "H", "uint32_t": "I", "uint64_t": "Q", "char": "c", "unsigned char": "c"}

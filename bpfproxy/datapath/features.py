@@ -13,16 +13,14 @@ import sys
 import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bpfproxy import capabilities
 from bpfproxy.datapath import libbpf, testrun
 from bpfproxy.datapath.libbpf import ffi, lib
-from bpfproxy.errors import PermissionsError, UnsupportedError
+from bpfproxy.errors import UnsupportedError
 
-CAPABILITIES: Final = {"CAP_BPF": 39, "CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_SYS_ADMIN": 21}
 _REQUIRED: Final = ("CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON")
-_STANDS_FOR: Final = {"CAP_BPF": "CAP_SYS_ADMIN", "CAP_PERFMON": "CAP_SYS_ADMIN"}
 
 HELPERS: Final = {
     "bpf_get_socket_cookie": 46,
@@ -40,27 +38,14 @@ _SO_NETNS_COOKIE: Final = 71
 _SOCKET_FILTER: Final = 1
 
 
-def held_capabilities() -> frozenset[str]:
-    """Those of CAPABILITIES that are in effect."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            mask = int(line.split()[1], 16)
-            return frozenset(name for name, bit in CAPABILITIES.items() if mask >> bit & 1)
-    raise UnsupportedError("/proc/self/status shows no capabilities")
-
-
 def missing_capabilities() -> list[str]:
-    """What this process lacks to load and attach programs. CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON, as in
-    the kernel."""
-    held = held_capabilities()
-    return [name for name in _REQUIRED if name not in held and _STANDS_FOR.get(name) not in held]
+    """What this process lacks to load and attach programs."""
+    return capabilities.missing(_REQUIRED)
 
 
 def require_capabilities() -> None:
     """Raises PermissionsError that names what is missing."""
-    missing = missing_capabilities()
-    if missing:
-        raise PermissionsError(f"missing {', '.join(missing)}: run as root, or grant them")
+    capabilities.require(*_REQUIRED)
 
 
 def has_program_type(section: str) -> bool:
@@ -149,9 +134,9 @@ def _probed(question: Callable[..., int], *arguments: int) -> bool:
     return answer != -errno.EOPNOTSUPP and libbpf.check(answer, "probing") == 1
 
 
-_HZ_CHOICES: Final = (64, 100, 128, 250, 256, 300, 500, 1000, 1024, 1200)
-"""Those that the kernel's architectures offer."""
-_HZ_SAMPLE: Final = 0.1
+_CLOCK_MONOTONIC_COARSE: Final = 6
+_TRIES: Final = 4000
+_PROMPT_NS: Final = 100_000
 
 
 class JiffiesClock(NamedTuple):
@@ -165,21 +150,29 @@ class JiffiesClock(NamedTuple):
 
 @cache
 def jiffies_clock() -> JiffiesClock:
-    """Measured, once: takes a tenth of a second. Raises UnsupportedError before Linux 5.6."""
-    first, start = _next_jiffy()
-    time.sleep(_HZ_SAMPLE)
-    last, end = _next_jiffy()
-    measured = (last - first) * 1e9 / (end - start)
-    hz = min(_HZ_CHOICES, key=lambda choice: abs(choice - measured))
-    return JiffiesClock(hz, last - round(end * hz / 1e9))
+    """Measured, once: takes a few milliseconds. Raises UnsupportedError before Linux 5.6."""
+    hz = round(1 / time.clock_getres(_CLOCK_MONOTONIC_COARSE))  # that clock goes on with each jiffy
+    count, nanoseconds = _next_jiffy()
+    return JiffiesClock(hz, count - round(nanoseconds * hz / 1e9))
 
 
 def _next_jiffy() -> tuple[int, int]:
-    """(jiffies, CLOCK_MONOTONIC in ns) just after a jiffy began."""
-    start = _jiffies()
-    while (count := _jiffies()) == start:
-        pass
-    return count, time.monotonic_ns()
+    """(jiffies, CLOCK_MONOTONIC in ns) just after a jiffy began. On a busy machine time may pass between the two
+    readings: the promptest of some is taken."""
+    prompt = None
+    former = _jiffies()
+    for _ in range(_TRIES):
+        begin = time.monotonic_ns()
+        count = _jiffies()
+        took = time.monotonic_ns() - begin
+        if count != former and (prompt is None or took < prompt[0]):
+            prompt = (took, count, begin)
+            if took < _PROMPT_NS:
+                break
+        former = count
+    if prompt is None:
+        raise UnsupportedError("this kernel's jiffies stand still")
+    return prompt[1], prompt[2]
 
 
 def _jiffies() -> int:

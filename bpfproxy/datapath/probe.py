@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from bpfproxy import capabilities
 from bpfproxy.config import LoaderName
 from bpfproxy.datapath import bpffs, cgroup, features, libbpf, loader, sockdestroy
 from bpfproxy.datapath.libbpf import ENOTSUPP
@@ -23,6 +24,9 @@ _OPTIONAL_HELPERS: Final = {
     "bpf_set_retval": "connect to a Service without endpoints fails with EPERM in place of ECONNREFUSED",
 }
 _REFUSED: Final = "the socket level cannot be loaded"
+_PACKET_MAP_TYPES: Final = {"lpm_trie": 11, "prog_array": 3}
+_PACKET_SECTIONS: Final = ("tc", "xdp")
+_NO_PACKETS: Final = "the packet level cannot be loaded: sockets alone are served"
 
 
 def probe(state_dir: Path, cgroup_dir: Path | None = None, loader_name: LoaderName = "auto") -> list[Finding]:
@@ -37,7 +41,7 @@ def probe(state_dir: Path, cgroup_dir: Path | None = None, loader_name: LoaderNa
 
 
 def _capabilities() -> Iterator[Finding]:
-    held = features.held_capabilities()
+    held = capabilities.held()
     missing = features.missing_capabilities()
     yield Finding(
         "capabilities",
@@ -95,6 +99,10 @@ def _bpf() -> Iterator[Finding]:
         yield _asked(
             f"helper {helper}", partial(features.has_helper, _SECTIONS[0], helper), consequence, required=needed
         )
+    for name, number in _PACKET_MAP_TYPES.items():
+        yield _asked(f"map {name}", partial(features.has_map_type, number), _NO_PACKETS)
+    for section in _PACKET_SECTIONS:
+        yield _asked(f"program {section}", partial(features.has_program_type, section), _NO_PACKETS)
     yield _asked("netns cookie", _has_cookie, "the node and its pods cannot be told apart", required=True)
     yield _asked("bpf_link", features.has_links, "programs cannot be attached", required=True)
     yield _asked("tcx", features.has_tcx, "tc programs are attached by clsact")

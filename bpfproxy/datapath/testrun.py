@@ -55,29 +55,58 @@ class Outcome:
     """What an XDP program has put before the packet, for tc."""
 
 
-def run(fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0) -> Outcome:
-    """Run the program `fd`, of program type `kind`, on a frame. Raises OSError: for one, if `flags` has
-    CHECKSUM_COMPLETE and the checksum of the whole packet is not what the program made the kernel believe (EBADMSG).
+class Runner:
+    """Runs the program `fd`, of program type `kind`, on one frame after another. `ifindex` is the device that they
+    arrive by; 0 leaves it to the kernel (the loopback device). `segment`, for tc: they are to be cut by a device into
+    segments with so many bytes of data."""
 
-    `ifindex` is the device that the packet arrives by; 0 leaves it to the kernel (the loopback device).
-    """
-    options = ffi.new("struct bpf_test_run_opts *")
-    options.sz = ffi.sizeof("struct bpf_test_run_opts")
-    data_in = ffi.from_buffer(packet)
-    data_out = ffi.new("char[]", len(packet) + _ROOM)
-    options.data_in, options.data_size_in = data_in, len(packet)
-    options.data_out, options.data_size_out = data_out, len(data_out)
-    options.repeat, options.flags = repeat, flags
-    context: Any = None
-    if kind == _XDP:
-        context = ffi.new("struct xdp_md *", {"data_end": len(packet), "ingress_ifindex": ifindex})
-        options.ctx_out, options.ctx_size_out = context, ffi.sizeof(context[0])
-    elif ifindex:
-        context = ffi.new("struct __sk_buff *", {"ifindex": ifindex})
-    if context is not None:
-        options.ctx_in, options.ctx_size_in = context, ffi.sizeof(context[0])
-    libbpf.check(lib().bpf_prog_test_run_opts(fd, options), "BPF_PROG_TEST_RUN")
-    verdict = int(ffi.cast("int32_t", options.retval))
-    found = bytes(ffi.buffer(data_out, options.data_size_out))
-    before = context.data if kind == _XDP else 0
-    return Outcome(verdict, found[before:], options.duration, found[:before])
+    def __init__(
+        self, fd: int, kind: int, *, ifindex: int = 0, flags: int = 0, size: int = 65536, segment: int = 0
+    ) -> None:
+        self._fd = fd
+        self._is_xdp = kind == _XDP
+        self._size = size + _ROOM
+        self._out = ffi.new("char[]", self._size)
+        self._options: Any = ffi.new("struct bpf_test_run_opts *")
+        self._options.sz = ffi.sizeof("struct bpf_test_run_opts")
+        self._options.data_out = self._out
+        self._options.flags = flags
+        self._context: Any = None
+        if self._is_xdp:
+            self._context = ffi.new("struct xdp_md *")
+        elif ifindex or segment:
+            self._context = ffi.new("struct __sk_buff *", {"ifindex": ifindex, "gso_size": segment})
+        self._segment = segment
+        self._ifindex = ifindex
+        self._run = lib().bpf_prog_test_run_opts
+
+    def __call__(self, packet: bytes, *, repeat: int = 1) -> Outcome:
+        """Of at most `size` bytes. Raises OSError: for one, if `flags` has CHECKSUM_COMPLETE and the checksum of the
+        whole packet is not what the program made the kernel believe (EBADMSG)."""
+        options, context = self._options, self._context
+        data = ffi.from_buffer(packet)
+        options.data_in, options.data_size_in, options.data_size_out = data, len(packet), self._size
+        options.repeat = repeat
+        if context is not None:
+            size = ffi.sizeof(context[0])
+            options.ctx_in, options.ctx_size_in = context, size
+            if self._is_xdp:
+                options.ctx_out, options.ctx_size_out = context, size
+                context.data, context.data_end, context.data_meta = 0, len(packet), 0
+                context.ingress_ifindex = self._ifindex
+            elif self._segment:
+                context.gso_segs = -(-len(packet) // self._segment)
+        result = self._run(self._fd, options)
+        if result:
+            libbpf.check(result, "BPF_PROG_TEST_RUN")
+        found = ffi.buffer(self._out, options.data_size_out)[:]
+        before = context.data if self._is_xdp else 0
+        verdict = options.retval
+        return Outcome(verdict - (verdict >> 31 << 32), found[before:], options.duration, found[:before])
+
+
+def run(
+    fd: int, kind: int, packet: bytes, *, ifindex: int = 0, repeat: int = 1, flags: int = 0, segment: int = 0
+) -> Outcome:
+    """One frame: see Runner."""
+    return Runner(fd, kind, ifindex=ifindex, flags=flags, size=len(packet), segment=segment)(packet, repeat=repeat)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -37,6 +38,8 @@ OUTSIDE: tuple[tuple[tuple[str, Family], ...], ...] = (
 )
 """Clients outside the cluster; one goes by node1, one by node2."""
 SOCKETS = 12
+_TRAFFIC = {"udp-unconnected": "udp sendto"}
+"""What the table says instead."""
 
 Object = dict[str, Any]
 
@@ -139,12 +142,13 @@ def travel(lab: Lab, trip: Trip, counters: Callable[[], Counter[str]]) -> Result
 
 def table(results: Iterable[Result]) -> Table:
     """Results for people."""
-    made = Table(title="What was asked, and who answered", title_justify="left")
-    for header in ("service", "frontend", "address", "client", "traffic", "hooks that translated"):
-        made.add_column(header, overflow="fold")
-    for header in ("sent", "answered"):
-        made.add_column(header, justify="right")
-    for header in ("share of each backend", "client sees", "backend sees"):
+    title = "What was asked, and who answered"
+    made = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for header in ("service", "frontend", "address", "client", "traffic"):
+        made.add_column(header, no_wrap=True)
+    made.add_column("hooks that\ntranslated", overflow="fold", max_width=17)
+    made.add_column("answered", justify="right", no_wrap=True)
+    for header in ("share of each backend", "client\nsees", "backend\nsees"):
         made.add_column(header, overflow="fold")
     former = ""
     for result in results:
@@ -157,21 +161,37 @@ def table(results: Iterable[Result]) -> Table:
             trip.kind,
             Text(_endpoint(trip.to)),
             trip.client,
-            trip.protocol,
-            ", ".join(sorted(result.hooks)) or "none",
-            str(len(result.outcomes)),
-            str(len(result.answered)),
+            _TRAFFIC.get(trip.protocol, trip.protocol),
+            _hooks(result),
+            f"{len(result.answered)} of {len(result.outcomes)}",
             _shares(one.reply.place if one.reply else one.error for one in result.outcomes),
-            Text(", ".join(sorted({_endpoint(one.peer) for one in result.outcomes if one.peer}))),
-            Text(", ".join(sorted({one.reply.peer[0] for one in result.outcomes if one.reply}))),
+            Text(_peers(result)),
+            Text(", ".join(sorted({_who(one.reply.peer[0]) for one in result.outcomes if one.reply}))),
             style="red" if lost else "",
         )
         former = trip.service
     return made
 
 
+def _hooks(result: Result) -> str:
+    """Without the family, which the address shows."""
+    names = (hook.rstrip("46").removeprefix("get") for hook in result.hooks)
+    return " ".join(dict.fromkeys(names)) or "none"
+
+
+def _peers(result: Result) -> str:
+    """Whom the client talked to, in its own view."""
+    seen = {one.peer for one in result.outcomes if one.peer}
+    return "address" if seen == {result.trip.to} else ", ".join(sorted(_endpoint(peer) for peer in seen))
+
+
+def _who(address: str) -> str:
+    """The spot that has an address."""
+    return next((spot.name for spot in SPOTS.values() if address in (spot.v4, spot.v6)), address)
+
+
 def _shares(places: Iterable[str]) -> str:
-    return "  ".join(f"{place} {count}" for place, count in sorted(Counter(places).items()))
+    return ", ".join(f"{place} {count}" for place, count in sorted(Counter(places).items()))
 
 
 def _endpoint(endpoint: tuple[str, int]) -> str:
@@ -191,7 +211,10 @@ def run(console: Console) -> list[Result]:
     with Lab(xdp=[node for node, way in ACCELERATION.items() if way == "xdp"]) as lab:
         say(f"lab {lab.lab_id}: two clients, two nodes, three pods on each, IPv4 and IPv6")
         for node, loader in LOADERS.items():
-            lab.agent(node, manifests=EXAMPLES, loader=loader, options=packet_level(ACCELERATION[node])).start()
+            options = packet_level(ACCELERATION[node])
+            lab.agent(node, manifests=EXAMPLES, loader=loader, options=options).launch()
+        for node, loader in LOADERS.items():
+            lab.agents[node].wait_ready()
             say(f"agent of {node} serves {EXAMPLES.name}/ ({ACCELERATION[node]}, loader {loader})")
         wanted = list(trips(documents(EXAMPLES)))
         counters = {node: lab.agents[node].translations() for node in LOADERS}
@@ -212,7 +235,7 @@ def main() -> int:
     """Run the demo and print its results; the exit status: 0 if every request was answered."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=220)
+        console = Console(width=160)
     results = run(console)
     console.print(table(results))
     sent = sum(len(result.outcomes) for result in results)

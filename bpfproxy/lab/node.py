@@ -16,17 +16,19 @@ from typing import Any, Literal
 
 from bpfproxy.api import open_view
 from bpfproxy.lab.layout import CLUSTER_CIDRS
-from bpfproxy.lab.place import spawn
-from bpfproxy.lab.topology import UPLINK, Topology
+from bpfproxy.lab.place import PROJECT, spawn
+from bpfproxy.lab.topology import Topology
 from bpfproxy.lab.wait import PATIENCE, wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
 READY = re.compile(r"\bevent=ready\b")
 
 
-def packet_level(acceleration: str) -> tuple[str, ...]:
-    """Flags of `bpfproxy run` that turn on the packet level (`tc`, `xdp`, `auto`) on the devices that a node has."""
-    return ("--acceleration", acceleration, "--device", UPLINK, "--pod-device", "pod*")
+def packet_level(acceleration: str, *, host_routing: bool = False) -> tuple[str, ...]:
+    """Flags of `bpfproxy run` that turn on the packet level (`tc`, `xdp`, `auto`) on the devices that a node has, and
+    on further uplinks that it may get (`eth1`)."""
+    past_the_stack = ("--host-routing",) if host_routing else ()
+    return ("--acceleration", acceleration, "--device", "eth*", "--pod-device", "pod*", *past_the_stack)
 
 
 class AgentError(Exception):
@@ -45,10 +47,14 @@ class Agent:
     cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
     options: tuple[str, ...] = ()
     """More flags of `bpfproxy run`."""
+    project: Path = PROJECT
+    """The checkout whose code it runs."""
     state: Path = field(init=False)
     log: Path = field(init=False)
     """Standard error of all its runs."""
     _process: subprocess.Popen[str] | None = None
+    _began: int = 0
+    """Where the log of the present run begins, bytes."""
 
     def __post_init__(self) -> None:
         directory = self.topology.directory / self.node
@@ -56,26 +62,32 @@ class Agent:
         self.state = directory / "state"
         self.log = directory / "agent.log"
 
-    def start(self, timeout: float = 60.0) -> None:
+    def start(self, timeout: float = 120.0) -> None:
         """Start it and wait until its first full sync is done. Raises AgentError if it ends before, TimeoutError."""
-        offset = self.log.stat().st_size if self.log.exists() else 0
-        process = self.launch()
-
-        def ready() -> bool:
-            if process.poll() is not None:
-                self._process = None
-                raise AgentError(f"{self.node}: the agent ended with status {process.returncode}: {self.said(offset)}")
-            return READY.search(self.said(offset)) is not None
-
-        wait_until(ready, timeout, f"the agent of {self.node} is ready")
+        self.launch()
+        self.wait_ready(timeout)
 
     def launch(self) -> subprocess.Popen[str]:
         """Start it without waiting."""
         if self._process is not None:
             raise AgentError(f"{self.node}: the agent runs already")
         with self.log.open("a") as log:
+            self._began = log.tell()
             self._process = self.spawn(*self.run_arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         return self._process
+
+    def wait_ready(self, timeout: float = 120.0) -> None:
+        """Wait until the first full sync of the agent that was launched is done. Raises AgentError if it ends before,
+        TimeoutError."""
+
+        def ready() -> bool:
+            status = self._process.poll() if self._process else None
+            if self._process is None or status is not None:
+                self._process = None
+                raise AgentError(f"{self.node}: the agent ended with status {status}: {self.said(self._began)}")
+            return READY.search(self.said(self._began)) is not None
+
+        wait_until(ready, timeout, f"the agent of {self.node} is ready")
 
     def run_arguments(self) -> list[str]:
         """The arguments of `bpfproxy run`."""
@@ -94,10 +106,11 @@ class Agent:
     def spawn(self, *arguments: str, **streams: Any) -> subprocess.Popen[str]:
         """Start any `bpfproxy` command as a process of the node."""
         return spawn(
-            [sys.executable, "-m", "bpfproxy", *arguments],
+            [sys.executable, "-P", "-m", "bpfproxy", *arguments],  # -P: of `project`, not of the working directory
             namespace=self.topology.netns(self.node),
             cgroup=self.topology.spot_cgroup(self.node),
             lab_id=self.topology.lab_id,
+            project=self.project,
             **streams,
         )
 
@@ -112,7 +125,7 @@ class Agent:
             log.seek(offset)
             return log.read().decode(errors="replace")
 
-    def stop(self, timeout: float = 10.0) -> int | None:
+    def stop(self, timeout: float = 30.0) -> int | None:
         """SIGTERM: the datapath stays. Returns the exit status, None if it did not run; raises TimeoutError."""
         return self._end(signal.SIGTERM, timeout)
 

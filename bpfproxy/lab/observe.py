@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from bpfproxy.lab import oracle
 from bpfproxy.lab.cases import Probe
 from bpfproxy.lab.oracle import Expected
 from bpfproxy.lab.place import Outcome, Place, Reply
 
 _PER_PLACE = 16
 """Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
+
+
+def send_all(places: Mapping[str, Place], probes: Iterable[Probe]) -> list[tuple[Probe, Expected, list[Outcome]]]:
+    """Send probes, each with the expectation of the oracle: all clients at the same time, but one after another where
+    backends take turns."""
+
+    def send_those(one_after_another: list[Probe]) -> list[tuple[Probe, Expected, list[Outcome]]]:
+        return [
+            (probe, expected, send(places, probe, expected))
+            for probe in one_after_another
+            for expected in (oracle.expect(probe),)
+        ]
+
+    groups: defaultdict[str, list[Probe]] = defaultdict(list)
+    for probe in probes:
+        groups["" if probe.case.service.scheduler == "round-robin" else probe.client].append(probe)
+    if not groups:
+        return []
+    with ThreadPoolExecutor(len(groups)) as threads:
+        return [result for results in threads.map(send_those, groups.values()) for result in results]
 
 
 def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[Outcome]:
@@ -20,7 +42,7 @@ def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[
         return place.request(probe.flow(timeout=0.2))
     if expected.answer != "answered":
         if expected.error == "TIMEOUT":
-            return place.request(probe.flow(timeout=0.25), sockets=2)
+            return place.request(probe.flow(timeout=0.25), sockets=2, together=True)
         # One refusal of TCP may take a second: the first comes back while connect() still holds the socket.
         return place.request(probe.flow(), sockets=1 if expected.by_packet else 4)
     sockets = 4 if expected.sticky else _PER_PLACE * len(expected.places)

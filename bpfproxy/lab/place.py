@@ -41,6 +41,19 @@ class Outcome(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class Transferred(msgspec.Struct, frozen=True):
+    """A large transfer there and back; `Place.transfer`."""
+
+    reply: Reply | None = None
+    peer: tuple[str, int] | None = None
+    error: str = ""
+    intact: bool = False
+    """Whether what was sent arrived, both ways."""
+    mtu: int = 0
+    """The path's MTU, as the client's kernel knew it at the end."""
+    seconds: float = 0.0
+
+
 class LoadReport(msgspec.Struct, frozen=True):
     """The counts of a load; see `Load.stop`."""
 
@@ -69,6 +82,8 @@ class Flow:
     """Seconds that connect() and each request may take."""
     source: tuple[str, int] | None = None
     """Address and port to bind to first."""
+    whole: bool = False
+    """Datagrams that are too long for the path are an error (EMSGSIZE), and not cut into fragments."""
 
     def arguments(self) -> dict[str, Any]:
         """As a peer takes them."""
@@ -79,6 +94,7 @@ class Flow:
             "family": family,
             "timeout": self.timeout,
             "source": self.source,
+            "whole": self.whole,
         }
 
 
@@ -95,11 +111,15 @@ class OpenFlow:
     error: str
     """Why it could not be opened, or empty."""
 
-    def exchange(self, to: tuple[str, int] | None = None, *, reconnect: bool = False) -> Outcome:
-        """One request on this socket, from now on to another address if `to` is given (an unconnected socket, or
-        together with `reconnect`), with a new connect() before it if `reconnect`."""
-        answer = self.place.call("exchange", name=self.name, to=to, reconnect=reconnect)
+    def exchange(self, to: tuple[str, int] | None = None, *, reconnect: bool = False, size: int = 0) -> Outcome:
+        """One request, of at least `size` bytes, on this socket, from now on to another address if `to` is given (an
+        unconnected socket, or together with `reconnect`), with a new connect() before it if `reconnect`."""
+        answer = self.place.call("exchange", name=self.name, to=to, reconnect=reconnect, size=size)
         return msgspec.convert(answer, Outcome)
+
+    def mtu(self) -> int:
+        """MTU of the path, as the kernel of a connected socket knows it."""
+        return int(self.place.call("mtu", name=self.name))
 
     def listen(self) -> str:
         """Wait, as long as the flow's timeout, for something that nobody asked for; returns the name of the error that
@@ -213,11 +233,18 @@ class Place:
             raise PlaceError(f"{self.name}: {op}: {answer['error']}")
         return answer["result"]
 
-    def request(self, flow: Flow, *, sockets: int = 1, per_socket: int = 1) -> list[Outcome]:
-        """Requests on `sockets` new sockets one after the other, `per_socket` on each; outcomes in their order."""
+    def request(self, flow: Flow, *, sockets: int = 1, per_socket: int = 1, together: bool = False) -> list[Outcome]:
+        """Requests on `sockets` new sockets, one after the other or all at once, `per_socket` on each; outcomes in
+        their order."""
         within = 10 + flow.timeout * sockets * (per_socket + 1)
-        results = self.call("request", within=within, flow=flow.arguments(), sockets=sockets, per_socket=per_socket)
+        counts = {"sockets": sockets, "per_socket": per_socket}
+        results = self.call("request", within=within, flow=flow.arguments(), **counts, together=together)
         return msgspec.convert(results, list[Outcome])
+
+    def transfer(self, flow: Flow, size: int) -> Transferred:
+        """Send `size` bytes over a TCP connection, and receive as many."""
+        result = self.call("transfer", within=10 + 4 * flow.timeout, flow=flow.arguments(), size=size)
+        return msgspec.convert(result, Transferred)
 
     def open(self, flow: Flow) -> OpenFlow:
         """Open a socket that stays."""
@@ -245,9 +272,12 @@ class Place:
         return f"{kind}-{self._named}"
 
 
-def spawn(command: list[str], *, namespace: str, cgroup: Path, lab_id: str, **streams: Any) -> subprocess.Popen[str]:
-    """Start a process of a lab: in a network namespace, and in a cgroup from its first instruction on."""
+def spawn(
+    command: list[str], *, namespace: str, cgroup: Path, lab_id: str, project: Path = PROJECT, **streams: Any
+) -> subprocess.Popen[str]:
+    """Start a process of a lab: in a network namespace, and in a cgroup from its first instruction on. Python modules
+    are those of the checkout `project`."""
     enter = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(cgroup / "cgroup.procs")]
-    environment = {**os.environ, remains.ENVIRONMENT: lab_id, "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, remains.ENVIRONMENT: lab_id, "PYTHONPATH": str(project)}
     with netns.inside(namespace):
         return subprocess.Popen([*enter, *command], text=True, env=environment, start_new_session=True, **streams)

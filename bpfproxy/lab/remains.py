@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 from bpfproxy.lab import bpf, cgroup, netns
@@ -19,8 +20,14 @@ RUN = Path("/run/bpfproxy-lab")
 """A directory per lab, by its id."""
 
 _PREFIX = "bpfproxy-lab-"
+_serial = count(1)
 ENVIRONMENT = "BPFPROXY_LAB"
 """Environment variable that every process of a lab inherits: the lab's id."""
+
+
+def new_id() -> str:
+    """An id for a lab of this process."""
+    return f"{os.getpid()}-{next(_serial)}"
 
 
 def prefix(lab_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -14,7 +14,7 @@ from bpfproxy.lab import manifests
 from bpfproxy.lab.cases import Case, Endpoint, Port, Probe, Service, Talk, Via, load
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
-from bpfproxy.lab.place import Flow, Outcome
+from bpfproxy.lab.place import Flow, Outcome, Transferred
 from bpfproxy.lab.wait import wait_until
 
 _numbers = count(len(load()))
@@ -65,14 +65,19 @@ class Scene:
         """Address and port of a frontend."""
         return self.flow(**how).to
 
-    def flow(self, timeout: float = 2.0, **how: Unpack[How]) -> Flow:
+    def flow(self, timeout: float = 2.0, *, whole: bool = False, **how: Unpack[How]) -> Flow:
         """A flow to a frontend."""
-        return self.probe(**how).flow(timeout)
+        return replace(self.probe(**how).flow(timeout), whole=whole)
 
     def ask(self, sockets: int = 1, timeout: float = 2.0, **how: Unpack[How]) -> list[Outcome]:
         """Requests, each on a socket of its own."""
         probe = self.probe(**how)
         return self.lab.places[probe.client].request(probe.flow(timeout), sockets=sockets)
+
+    def transfer(self, size: int, timeout: float = 30.0, **how: Unpack[How]) -> Transferred:
+        """Some bytes to the Service and as many back."""
+        probe = self.probe(**how)
+        return self.lab.places[probe.client].transfer(probe.flow(timeout), size)
 
     def shares(self, sockets: int = 48, timeout: float = 0.5, **how: Unpack[How]) -> Counter[str]:
         """How many requests each place answered; errors by their names."""

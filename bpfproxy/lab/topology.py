@@ -10,11 +10,9 @@ left can be found and removed (`bpfproxy.lab.remains`).
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
-from itertools import count
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -25,14 +23,15 @@ from bpfproxy.lab import bpf, cgroup, netns, remains
 from bpfproxy.lab.layout import NODES, PLACES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
 
 UPLINK = "eth0"
+CHECKSUM = "tx-checksum-ip-generic"
+"""The feature by which a sender leaves checksums to its device."""
 _SWITCH = "switch"
-_serial = count(1)
 
 
 class Topology:
     """A context manager: entering makes everything, leaving removes everything, whatever happened in between.
 
-    `xdp`: the nodes whose uplinks are ready for XDP programs that send packets out again. See `_prepare_xdp`.
+    `xdp`: the nodes whose uplinks are ready for XDP programs that send packets out again: see `take_from_xdp`.
 
     SIGTERM, if nobody else handles it, becomes SystemExit while a lab stands, so that it is removed then, too. Raises
     OSError or NetlinkError if the kernel refuses something (root is needed), with nothing left behind.
@@ -40,7 +39,7 @@ class Topology:
 
     def __init__(self, xdp: Iterable[str] = ()) -> None:
         self.xdp = frozenset(xdp)
-        self.lab_id = f"{os.getpid()}-{next(_serial)}"
+        self.lab_id = remains.new_id()
         self.directory = remains.directory(self.lab_id)
         """For state, manifests and logs of this lab; removed with it."""
         self.cgroup = cgroup.mount_point() / remains.prefix(self.lab_id)
@@ -78,8 +77,10 @@ class Topology:
             for spot in SPOTS.values():
                 if spot.kind == "pod":
                     self._join_node(spot)
-            self._make_routes()
-            self._prepare_xdp()
+            for spot in SPOTS.values():
+                self._make_routes(spot)
+            for spot in SPOTS.values():
+                self._prepare_xdp(spot)
         except BaseException:
             self._remove()
             raise
@@ -98,72 +99,104 @@ class Topology:
         for spot in PLACES:
             self.spot_cgroup(spot).mkdir(parents=True)
 
-    def _route(self, spot: str) -> IPRoute:
+    def ip(self, spot: str) -> IPRoute:
+        """rtnetlink in the namespace of a spot."""
         with netns.inside(self.netns(spot)):
             return IPRoute()
 
     def _make_switch(self) -> None:
         _settle(self.netns(_SWITCH), {})
-        with self._route(_SWITCH) as ip:
+        with self.ip(_SWITCH) as ip:
             ip.link("add", ifname="br0", kind="bridge", br_mcast_snooping=0)
             _up(ip, "lo", "br0")
 
-    def _join_switch(self, spot: Spot) -> None:
+    def _join_switch(self, spot: Spot, mac: str | None = None) -> None:
         _settle(self.netns(spot.name), _FORWARDING if spot.kind == "node" else {})
-        with self._route(_SWITCH) as switch, self._route(spot.name) as ip:
-            self._veth(switch, spot.name, UPLINK, spot.name)
+        with self.ip(_SWITCH) as switch, self.ip(spot.name) as ip:
+            self.veth(switch, spot.name, UPLINK, spot.name)
             switch.link("set", index=_index(switch, spot.name), master=_index(switch, "br0"))
             _up(switch, spot.name)
+            if mac:
+                ip.link("set", index=_index(ip, UPLINK), address=mac)
             _address(ip, UPLINK, (spot.v4, UPLINK_PREFIX[4]), (spot.v6, UPLINK_PREFIX[6]))
             _up(ip, "lo", UPLINK)
 
     def _join_node(self, pod: Spot) -> None:
-        net, node = NODES[pod.node], SPOTS[pod.node]
+        net = NODES[pod.node]
         _settle(self.netns(pod.name), {})
-        with self._route(pod.node) as host, self._route(pod.name) as ip:
-            self._veth(host, pod.name, UPLINK, pod.name)
+        with self.ip(pod.node) as host, self.ip(pod.name) as ip:
+            self.veth(host, pod.name, UPLINK, pod.name)
             _address(host, pod.name, (net.gateway4, 32), (net.gateway6, 128))
             _up(host, pod.name)
             _address(ip, UPLINK, (pod.v4, 32), (pod.v6, 128))
             _up(ip, "lo", UPLINK)
-            inner, outer = _index(ip, UPLINK), _index(host, pod.name)
+            inner = _index(ip, UPLINK)
             for gateway in (net.gateway4, net.gateway6):
                 ip.route("add", dst=_host(gateway), oif=inner, scope="link")
                 ip.route("add", dst=_default(gateway), gateway=gateway, oif=inner)
-            for address, source in ((pod.v4, node.v4), (pod.v6, node.v6)):
-                host.route("add", dst=_host(address), oif=outer, prefsrc=source, scope="link")
+            self._route_to_pod(host, pod)
 
-    def _make_routes(self) -> None:
-        """Nodes to each other's pods, clients to all pods and, by their gateways, to the addresses of Services."""
-        for here in SPOTS.values():
-            if here.kind == "pod":
-                continue
-            with self._route(here.name) as ip:
-                for node in NODES.values():
-                    if node.name != here.name:
-                        self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
-                if here.gateway:
-                    self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway])
+    def _route_to_pod(self, host: IPRoute, pod: Spot) -> None:
+        node, outer = SPOTS[pod.node], _index(host, pod.name)
+        for address, source in ((pod.v4, node.v4), (pod.v6, node.v6)):
+            host.route("replace", dst=_host(address), oif=outer, prefsrc=source, scope="link")
 
-    def _prepare_xdp(self) -> None:
-        """What real network cards and wires do without being asked. A veth takes what XDP sends only if its other end
-        has a program, too; and a checksum that the sender left to the card would leave as it is, so nobody may."""
-        if not self.xdp:
+    def _make_routes(self, here: Spot) -> None:
+        """To the pods of other nodes, and to the addresses of Services."""
+        if here.kind == "pod":
             return
-        for node in self.xdp:
-            with self._route(_SWITCH) as ip, bpf.pass_program() as program:
-                ip.link("set", index=_index(ip, node), xdp_fd=program)
-        for spot in SPOTS.values():
-            with netns.inside(self.netns(spot.name)), contextlib.closing(Ethtool()) as tool:
-                features = tool.get_features(UPLINK)
-                features.features["tx-checksum-ip-generic"].enable = False
-                tool.set_features(UPLINK, features)
+        with self.ip(here.name) as ip:
+            for node in NODES.values():
+                if node.name != here.name:
+                    self._add_routes(ip, (node.pods4, node.pods6), SPOTS[node.name])
+            # A node has a route for every address, by its default gateway; a client's leads to its node.
+            self._add_routes(ip, SERVICE_RANGES, SPOTS[here.gateway or "client"])
+
+    def _prepare_xdp(self, spot: Spot) -> None:
+        if spot.name in self.xdp:
+            self.take_from_xdp(_SWITCH, spot.name)
+        if self.xdp:
+            self.offload(spot.name, UPLINK, CHECKSUM, on=False)
+
+    def take_from_xdp(self, spot: str, device: str) -> None:
+        """Make a veth take what XDP sends at its other end, as real wires do: it needs a program, too."""
+        with self.ip(spot) as ip, bpf.pass_program() as program:
+            ip.link("set", index=_index(ip, device), xdp_fd=program)
+
+    def offload(self, spot: str, device: str, feature: str, *, on: bool) -> None:
+        """Turn a feature of a device on or off. No checksums may be left to a device if XDP is at its other end, which
+        would pass them on as they are."""
+        with netns.inside(self.netns(spot)), contextlib.closing(Ethtool()) as tool:
+            features = tool.get_features(device)
+            features.features[feature].enable = on
+            tool.set_features(device, features)
+
+    def offloads(self, spot: str, device: str) -> set[str]:
+        """Features of a device that are on, by the kernel's names."""
+        with netns.inside(self.netns(spot)), contextlib.closing(Ethtool()) as tool:
+            return {name for name, feature in tool.get_features(device).features.items() if feature.enable}
+
+    def replug(self, node: str) -> None:
+        """Remove the uplink of a node and make it again, with the same name, link address, addresses and routes."""
+        spot = SPOTS[node]
+        with self.ip(node) as ip:
+            index = _index(ip, UPLINK)
+            mac = ip.get_links(index)[0].get_attr("IFLA_ADDRESS")
+            ip.link("del", index=index)
+        self._join_switch(spot, mac)
+        self._make_routes(spot)
+        with self.ip(node) as ip:
+            for pod in SPOTS.values():
+                if pod.kind == "pod" and pod.node == node:
+                    self._route_to_pod(ip, pod)  # these went with the address that they name
+        self._prepare_xdp(spot)
 
     def _add_routes(self, ip: IPRoute, destinations: Iterable[str], gateway: Spot) -> None:
         for destination in destinations:
             ip.route("add", dst=destination, gateway=gateway.address(6 if ":" in destination else 4))
 
-    def _veth(self, ip: IPRoute, name: str, peer: str, peer_spot: str) -> None:
+    def veth(self, ip: IPRoute, name: str, peer: str, peer_spot: str) -> None:
+        """Make a pair of veths, one here and one in a spot, both down."""
         with (netns.DIRECTORY / self.netns(peer_spot)).open() as namespace:
             ip.link("add", ifname=name, kind="veth", peer={"ifname": peer, "net_ns_fd": namespace.fileno()})
 

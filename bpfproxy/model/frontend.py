@@ -130,7 +130,7 @@ class FrontendSpec(Struct, frozen=True):
     source_ranges: tuple[Network, ...] = ()
     """Clients outside the cluster must come from one of these; empty: from anywhere (rule 13)."""
     admits_node: bool = False
-    """One of `source_ranges` holds the node's own address, so the node is admitted by whatever address it sends from."""
+    """One of `source_ranges` holds the node's own address: the node is admitted whatever address it sends from."""
     scheduler: Scheduler | None = None
     """None: the node's default."""
     scoped: bool = False

@@ -24,7 +24,7 @@ class ChainKey(Struct, frozen=True, order=True, gc=False):
     chain: str
 
     def __str__(self) -> str:
-        return f"v{self.family} {self.table} {self.chain}"
+        return f"IPv{self.family} {self.table} {self.chain}"
 
 
 class SharedChainKey(Struct, frozen=True, order=True, gc=False):
@@ -35,7 +35,7 @@ class SharedChainKey(Struct, frozen=True, order=True, gc=False):
     chain: str
 
     def __str__(self) -> str:
-        return f"v{self.family} {self.table} {self.chain}"
+        return f"IPv{self.family} {self.table} {self.chain}"
 
 
 class RuleKey(Struct, frozen=True, gc=False):
@@ -47,7 +47,7 @@ class RuleKey(Struct, frozen=True, gc=False):
     rule: Rule
 
     def __str__(self) -> str:
-        return f"v{self.family} {self.table} {self.chain}"
+        return f"IPv{self.family} {self.table} {self.chain} {self.rule}"
 
 
 TableKey = ChainKey | SharedChainKey | RuleKey

@@ -90,7 +90,8 @@ def plan_devices(policy: DevicePolicy, network: NodeNetwork) -> tuple[DevicePlan
                 sources=_sources(network.addresses.get(device.index, ())),
             )
         )
-    return tuple(plans)
+    # Where nothing comes in, there is nothing to be translated back.
+    return tuple(plans) if any(plan.ingress for plan in plans) else ()
 
 
 def _is_port(device: Device, by_index: Mapping[int, Device]) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from bpfproxy.lab import cases, manifests, remains
+from bpfproxy.lab.cases import Port, Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
 from bpfproxy.lab.node import LoaderName, packet_level
+from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 
 
@@ -29,10 +33,17 @@ def as_root() -> None:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(as_root: None) -> Iterator[None]:
-    """What a test makes is gone after it, whether it passed or not. Fixtures of a wider scope are not its own."""
+    """What a test makes is gone after it, whether it passed or not. Labs of a wider scope are not its own, nor what
+    happens in them."""
     before = remains.leftovers(os.getpid())
+    shared = [path.name for path in remains.RUN.iterdir()] if remains.RUN.is_dir() else []
+
+    def left() -> set[str]:
+        found = remains.leftovers(os.getpid()) - before
+        return {line for line in found if not any(re.search(rf"\b{lab_id}\b", line) for lab_id in shared)}
+
     yield
-    wait_until(lambda: not remains.leftovers(os.getpid()) - before, 5, "the test leaves nothing")
+    wait_until(lambda: not left(), 5, "the test leaves nothing")
 
 
 @pytest.fixture
@@ -60,6 +71,7 @@ class Mode:
 
     acceleration: dict[str, str]
     """By node: `tc` or `xdp`."""
+    host_routing: bool = False
     loader: LoaderName = "prebuilt"
     cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
 
@@ -70,20 +82,27 @@ class Mode:
 
     def options(self, node: str) -> tuple[str, ...]:
         """More flags of the agent of a node."""
-        return packet_level(self.acceleration[node])
+        return packet_level(self.acceleration[node], host_routing=self.host_routing)
 
+
+BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+UDP = 1
+"""Place among these ports."""
 
 MODES = {
     "tc": Mode({"node1": "tc", "node2": "tc"}),
     "xdp": Mode({"node1": "xdp", "node2": "xdp"}),
+    "tc-host-routing": Mode({"node1": "tc", "node2": "tc"}, host_routing=True),
+    "xdp-host-routing": Mode({"node1": "xdp", "node2": "xdp"}, host_routing=True),
     "compiled": Mode({"node1": "tc", "node2": "xdp"}, loader="bcc"),
     "no-detector": Mode({"node1": "tc", "node2": "xdp"}, cluster_cidrs=()),
 }
 
 
-@pytest.fixture(scope="module")
-def outside(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A lab whose agents serve all cases at packet level, too, in the mode that the parameter names."""
+@pytest.fixture(scope="session")
+def outside(as_root: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab whose agents serve all cases at packet level, too, in the mode that the parameter names. Tests share it:
+    what they change they undo."""
     mode = MODES[request.param]
     yield from serve_cases(mode.loader, mode.cluster_cidrs, mode)
 
@@ -96,5 +115,26 @@ def serve_cases(loader: LoaderName, cluster_cidrs: tuple[str, ...], mode: Mode |
             manifests.write(directory, case.name, manifests.objects(case))
         for node in NODES:
             options = mode.options(node) if mode else ()
-            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs, options=options).start()
+            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs, options=options).launch()
+        for agent in lab.agents.values():
+            agent.wait_ready()
         yield lab
+
+
+Stage = Callable[..., Scene]
+
+
+@pytest.fixture
+def stage(outside: Lab) -> Iterator[Stage]:
+    """Makes a LoadBalancer Service in the lab `outside` with endpoints in the places that are named."""
+    with contextlib.ExitStack() as undo:
+
+        def make(*places: str) -> Scene:
+            scene = Scene(outside, outside.directory / "manifests", Service(BOTH, type="LoadBalancer"))
+            undo.callback(scene.remove)
+            scene.put(*places)
+            for client in ("client", "client2"):
+                scene.settle(*places, client=client)
+            return scene
+
+        yield make

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from bpfproxy.lab import cases, observe, oracle
+from bpfproxy.lab import cases, observe
 from bpfproxy.lab.cases import Case, Probe
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
@@ -65,9 +65,7 @@ def check(
 ) -> None:
     different = []
     answered: defaultdict[tuple[str, int, str], set[str]] = defaultdict(set)
-    for probe in probes(case, family):
-        expected = oracle.expect(probe)
-        outcomes = observe.send(lab.places, probe, expected)
+    for probe, expected, outcomes in observe.send_all(lab.places, probes(case, family)):
         different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
         if expected.sticky:
             places = {one.reply.place for one in outcomes if one.reply}

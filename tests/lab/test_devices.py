@@ -81,7 +81,8 @@ class Run:
         self.programs = take_programs(self.loaded.programs)
         self.names = {int(libbpf.info(p.fd, "prog").id): name for name, p in self.programs.items()}
         self.hooks = DeviceHooks(top, tcx=tcx)
-        self.table = DeviceTable(self.hooks, self.programs, held=held)
+        self.table = DeviceTable(self.hooks, held=held)
+        self.table.equip(self.programs)
         self.tables = _service_tables(state)
         self.proxier = EbpfProxier(
             self.tables.maps,
@@ -265,8 +266,11 @@ def test_a_restart_takes_over_and_forgets_what_went(node: Net, runs: Callable[..
     first.sync()
     node.delete("gone0")
     second = runs(tcx)
+    assert first.table.in_force()
+    assert not second.table.in_force()
     assert second.sync(complete=False).failures == ()
     assert second.attached() == {"up0": TC, "up0p": PASSAGE, "veth7": TC, "veth7p": TC}
+    assert second.table.in_force()
     second.sync()
     assert len({index for _, index in second.hooks.pinned()}) == 4
 

@@ -1,4 +1,4 @@
-"""Clients outside the cluster, by tc and by XDP, while the agent comes and goes."""
+"""Clients outside the cluster, by tc and by XDP, under both loaders, while agents come and go."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpfproxy.lab import manifests
-from bpfproxy.lab.cases import Port, Service, Via
+from bpfproxy.lab.cases import Via
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
-from bpfproxy.lab.node import Agent, packet_level
+from bpfproxy.lab.node import Agent
 from bpfproxy.lab.scene import Scene
+from bpfproxy.lab.wait import wait_until
+from tests.lab.conftest import UDP, Stage
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 WAYS: tuple[tuple[Via, int, bool], ...] = (
     ("NodePort", 0, True),
     ("LoadBalancer", 0, False),
@@ -23,34 +22,25 @@ WAYS: tuple[tuple[Via, int, bool], ...] = (
     ("NodePort", UDP, False),
 )
 """Kinds of frontends, places among the ports, and whether one flow is held."""
+CLIENTS = ("client", "client2")
 FAMILIES: tuple[Family, ...] = (4, 6)
-
-
-@pytest.fixture(params=["tc", "xdp"])
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """A Service with an endpoint on the node by which the client comes and one elsewhere, served."""
-    with Lab(xdp=["node1"] if request.param == "xdp" else ()) as lab:
-        directory = lab.directory / "manifests"
-        manifests.write(directory, "nodes", manifests.nodes())
-        made = Scene(lab, directory, Service(BOTH, type="LoadBalancer"))
-        made.put("pod1a", "pod2a")
-        options = packet_level(request.param)
-        lab.agent("node1", manifests=directory, loader="prebuilt", options=options).start()
-        made.settle("pod1a", "pod2a", client="client")
-        yield made
 
 
 @contextlib.contextmanager
 def traffic(scene: Scene) -> Iterator[None]:
-    """Held and short TCP connections and UDP flows in both families; none may break, be refused or go unanswered."""
-    place = scene.lab.places["client"]
-    flows = [
-        (scene.flow(client="client", family=family, via=via, port=port), hold)
-        for family in FAMILIES
-        for via, port, hold in WAYS
-    ]
+    """Held and short TCP connections and UDP flows in both families, by both nodes; none may break, be refused or go
+    unanswered, and none may wait until it is sent again."""
     with contextlib.ExitStack() as stack:
-        loads = [stack.enter_context(place.load(flow, hold=hold, interval=0.005)) for flow, hold in flows]
+        loads = [
+            stack.enter_context(
+                scene.lab.places[client].load(
+                    scene.flow(client=client, family=family, via=via, port=port), hold=hold, interval=0.01
+                )
+            )
+            for client in CLIENTS
+            for family in FAMILIES
+            for via, port, hold in WAYS
+        ]
         yield
     for load in loads:
         report = load.stop()
@@ -58,12 +48,51 @@ def traffic(scene: Scene) -> Iterator[None]:
         assert report.answered == report.sent > 10
 
 
+@pytest.fixture
+def agents(outside: Lab) -> Iterator[list[Agent]]:
+    """The agents of the shared lab, which run again after the test."""
+    found = list(outside.agents.values())
+    yield found
+    for agent in found:
+        if not agent.running:
+            agent.stop()
+            agent.start()
+
+
+def settle(scene: Scene, *places: str) -> None:
+    for client in CLIENTS:
+        scene.settle(*places, client=client)
+
+
+@pytest.mark.parametrize("outside", ["tc", "xdp", "compiled"], indirect=True)
 @pytest.mark.parametrize("end", [Agent.stop, Agent.kill], ids=["stopped", "killed"])
-def test_a_restart_loses_nothing(scene: Scene, end: Callable[[Agent], object]) -> None:
-    agent = scene.lab.agents["node1"]
+def test_a_restart_loses_nothing(stage: Stage, agents: list[Agent], end: Callable[[Agent], object]) -> None:
+    """What changed meanwhile is applied; new flows come all the time, also while no agent runs."""
+    scene = stage("pod1a", "pod2a")
     with traffic(scene):
-        end(agent)
-        scene.settle("pod1a", "pod2a", client="client")
+        for agent in agents:
+            end(agent)
+        settle(scene, "pod1a", "pod2a")
         scene.put("pod1a", "pod1b", "pod2a")
+        for agent in agents:
+            agent.launch()
+        for agent in agents:
+            agent.wait_ready()
+        settle(scene, "pod1a", "pod1b", "pod2a")
+
+
+@pytest.mark.parametrize("outside", ["tc", "xdp"], indirect=True)
+def test_killed_at_each_stage_of_its_start(stage: Stage, agents: list[Agent]) -> None:
+    scene = stage("pod1a", "pod2a")
+    agent = agents[0]
+    with traffic(scene):
+        for step in ("event=loaded", "event=attached", "event=sync"):
+            agent.kill()
+            offset = len(agent.said())
+            agent.launch()
+            wait_until(lambda offset=offset, step=step: step in agent.said(offset), 60, step)  # type: ignore[misc]
+        agent.kill()
+        settle(scene, "pod1a", "pod2a")
         agent.start()
-        scene.settle("pod1a", "pod1b", "pod2a", client="client")
+        scene.put("pod1b", "pod2a")
+        settle(scene, "pod1b", "pod2a")

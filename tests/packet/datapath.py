@@ -121,6 +121,7 @@ class Datapath:
 
     def __init__(self, loader_name: Literal["bcc", "prebuilt"], top: Path, namespace: str, **constants: int) -> None:
         self.namespace = namespace
+        self.top = top
         settings = Settings(
             max_frontends=256, max_sets=256, max_backends=512, max_slots=1 << 20, snat_ports=f"{SNAT[0]}-{SNAT[1]}"
         )
@@ -230,10 +231,10 @@ class Datapath:
 
     # ---- running -------------------------------------------------------------------------------------------------
 
-    def run(self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False) -> Outcome:
-        """A frame through the program `bp_<program>`, inside the node's namespace."""
+    def run(self, program: str, frame: bytes, **how: Any) -> Outcome:
+        """A frame through the program `bp_<program>`, inside the node's namespace; `how` as in `run_here`."""
         with self.inside():
-            return self.run_here(program, frame, ifindex=ifindex, repeat=repeat, complete=complete)
+            return self.run_here(program, frame, **how)
 
     def arrive(self, layer: Layer, frame: bytes, *, complete: bool = False) -> Outcome:
         """A frame that comes in by a device with XDP, or with tc alone: what XDP leaves to tc goes on there."""
@@ -254,12 +255,19 @@ class Datapath:
         return netns.inside(self.namespace)
 
     def run_here(
-        self, program: str, frame: bytes, *, ifindex: int = 0, repeat: int = 1, complete: bool = False
+        self,
+        program: str,
+        frame: bytes,
+        *,
+        ifindex: int = 0,
+        repeat: int = 1,
+        complete: bool = False,
+        segment: int = 0,
     ) -> Outcome:
         """As `run`, for a caller who is inside already."""
         found = self.loaded.programs[f"bp_{program}"]
         flags = testrun.CHECKSUM_COMPLETE if complete else 0
-        return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags)
+        return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags, segment=segment)
 
     # ---- looking -------------------------------------------------------------------------------------------------
 

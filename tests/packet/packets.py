@@ -10,7 +10,9 @@ with warnings.catch_warnings():
     from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
     from scapy.layers.inet6 import (
         ICMPv6DestUnreach,
+        ICMPv6EchoRequest,
         ICMPv6PacketTooBig,
+        ICMPv6ParamProblem,
         ICMPv6TimeExceeded,
         IPv6,
         IPv6ExtHdrDestOpt,
@@ -101,7 +103,9 @@ __all__ = [
     "Dot1Q",
     "Ether",
     "ICMPv6DestUnreach",
+    "ICMPv6EchoRequest",
     "ICMPv6PacketTooBig",
+    "ICMPv6ParamProblem",
     "ICMPv6TimeExceeded",
     "IPOption_Router_Alert",
     "IPv6",

@@ -10,7 +10,7 @@ from bpfproxy.model.frontend import FrontendKind
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.ebpf import packet
 from tests.packet import packets as pk
-from tests.packet.datapath import CLIENT, POD, VIP, Datapath, datapath
+from tests.packet.datapath import CLIENT, POD, VIP, Datapath, datapath, left_to_tc
 from tests.packet.packets import frame, same
 from tests.packet.test_forward import families, protocols, service
 
@@ -55,3 +55,21 @@ def test_what_pods_send_of_their_own_is_left_alone(routing: Datapath, family: in
     out = routing.run("tc_in", raw)
     assert out.verdict == pk.TC_NEXT
     same(out.packet, raw)
+
+
+@families
+@protocols
+def test_xdp_leaves_the_way_to_pods_to_tc(routing: Datapath, family: int, protocol: Protocol) -> None:
+    """The first packet and later ones, untouched and marked for the program of tc, which goes past the stack."""
+    routing.clear()
+    routing.maps["devices"].update(routing.ifindex("pod0").to_bytes(4, "little"), packet.encode_device(pod=True))
+    routing.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=True))
+    client, vip, pod = (CLIENT[family], 40000), (VIP[family], 80), (POD[family], 8080)
+    for flags in ("S", "A"):
+        raw = frame(protocol, client, vip, flags=flags)
+        out = routing.run("xdp", raw)
+        assert left_to_tc(out)
+        assert out.packet == raw
+        out = routing.run("tc_in", raw)
+        assert out.verdict == pk.TC_REDIRECT
+        same(out.packet, frame(protocol, client, pod, flags=flags, hops=63, macs=(pk.POD_GATEWAY_MAC, pk.POD_MAC)))

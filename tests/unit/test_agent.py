@@ -257,6 +257,15 @@ class TestServing:
 
         asyncio.run(story())
 
+    def test_upkeep_that_is_due_much_later_does_not_keep_it_from_stopping(self, world: World) -> None:
+        world.proxier.tended = [Tended(0.0, 1), Tended(3600.0)]
+
+        async def story() -> None:
+            async with world.running() as (_, events):
+                await events.next("upkeep", expired_flows="1")
+
+        asyncio.run(story())
+
     def test_the_nodes_devices_and_routes_reach_the_plan(self, world: World) -> None:
         async def story() -> None:
             async with world.running() as (_, events):
@@ -395,7 +404,7 @@ class TestModes:
         former = world.proxiers["iptables"]
 
         async def story() -> None:
-            world.settings = replace(world.settings, proxy_mode="iptables")  # type: ignore[arg-type]
+            world.settings = replace(world.settings, proxy_mode="iptables")
             async with world.running() as (_, events):
                 world.say(WEB, DNS)
                 await events.next("ready")

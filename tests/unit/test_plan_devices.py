@@ -48,7 +48,11 @@ def test_a_node_with_a_card_and_routed_pods() -> None:
 def test_uplinks_follow_the_default_routes() -> None:
     assert roles(ETH0, ETH1, default=(2, 3)) == {"eth0": UPLINK, "eth1": UPLINK}
     assert roles(ETH0, ETH1, default=(3,)) == {"eth0": PASSAGE, "eth1": UPLINK}
-    assert roles(ETH0, default=()) == {"eth0": PASSAGE}
+
+
+def test_where_nothing_comes_in_no_device_takes_part() -> None:
+    assert roles(ETH0, ETH1, default=()) == {}
+    assert roles(ETH0, Device(9, "veth9", "veth"), default=()) == {"eth0": PASSAGE, "veth9": POD}
 
 
 def test_named_uplinks_replace_those_with_a_default_route() -> None:
@@ -69,7 +73,7 @@ def test_a_bridge_stands_for_its_ports() -> None:
     assert found["pods0"].role is POD
     assert not found["pods0"].one_pod
     # A bridge that joins no pods is a mere passage; one with the uplink in it is the uplink.
-    assert roles(Device(5, "br0", "bridge"), Device(6, "eth6", master=5))["br0"] is PASSAGE
+    assert roles(ETH0, Device(5, "br0", "bridge"), Device(6, "eth6", master=5))["br0"] is PASSAGE
     assert roles(Device(2, "br0", "bridge"), Device(6, "eth6", master=2), ports[0]) == {"br0": UPLINK}
 
 
@@ -113,7 +117,7 @@ def test_behind_tunnels_are_pods_of_other_nodes(kind: str) -> None:
     ],
 )
 def test_names_that_plugins_give(name: str, is_pod: bool) -> None:
-    assert roles(Device(9, name, "veth"))[name] is (POD if is_pod else PASSAGE)
+    assert roles(Device(2, "uplink"), Device(9, name, "veth"))[name] is (POD if is_pod else PASSAGE)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_the_first_address_of_each_family_is_the_source() -> None:
 
 
 def test_the_settings_reach_the_plan() -> None:
-    assert device_policy(Settings()) == DevicePolicy((), POD_DEVICES, "none")
+    assert device_policy(Settings()) == DevicePolicy((), POD_DEVICES, "auto")
     policy = device_policy(Settings(device=("eth*",), pod_device=("pod*",), acceleration="tc"))
     assert policy == DevicePolicy(("eth*",), ("pod*",), "tc")
     network = NodeNetwork((LO, ETH0, Device(5, "pod1a", "veth")), frozenset((2,)))

@@ -383,7 +383,7 @@ def test_rule_13_source_ranges_bind_load_balancers_alone() -> None:
 def test_rule_13_a_range_that_contains_the_node_admits_it(text: str, admitted: bool) -> None:
     node = replace(NODE, primary=(parse_address("203.0.113.9"),))
     service = replace(OPEN, source_ranges=(ipaddress.ip_network(text),))
-    for name, spec in specs(plan_service(service, [], node)).items():
+    for name, spec in specs(plan(service, node=node)).items():
         assert spec.admits_node == (admitted and name.startswith(LOAD_BALANCER))
 
 

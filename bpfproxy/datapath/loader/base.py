@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -31,7 +32,8 @@ class LoadSpec:
     """What to load."""
 
     programs: tuple[str, ...] = ("sock_lb",)
-    """Files of the C tree by stem: `sock_lb` is sock_lb.bpf.c, and sock_lb.bpf.o when prebuilt."""
+    """Files of the C tree by stem: `sock_lb` is sock_lb.bpf.c, and sock_lb.bpf.o when prebuilt. The first one declares
+    all maps: it makes those that are not pinned yet, then the others are loaded side by side."""
 
     constants: Mapping[str, int]
     """A value for each field of `struct config`."""
@@ -96,6 +98,17 @@ class Availability:
     name: str
     available: bool
     detail: str
+
+
+def load_files(spec: LoadSpec, loaded: Loaded, load_file: Callable[[str, LoadSpec, Loaded], None]) -> None:
+    """Call `load_file(stem, spec, loaded)` for each file. An error is raised when no call is under way any more."""
+    first, *others = spec.programs
+    load_file(first, spec, loaded)
+    if others:
+        with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+            calls = [pool.submit(load_file, stem, spec, loaded) for stem in others]
+        for call in calls:
+            call.result()
 
 
 def maps_version(sizes: Mapping[str, int]) -> str:

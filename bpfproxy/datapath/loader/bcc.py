@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from bpfproxy.datapath.files import c_tree, kernel_source
-from bpfproxy.datapath.loader.base import Availability, Loaded, LoadError, LoadSpec, Program, open_maps, refusal
+from bpfproxy.datapath.loader.base import (
+    Availability,
+    Loaded,
+    LoadError,
+    LoadSpec,
+    Program,
+    load_files,
+    open_maps,
+    refusal,
+)
 from bpfproxy.errors import UnsupportedError
 
 _CHILD: Final = "bpfproxy.datapath.loader.bcc_compile"
@@ -51,8 +60,7 @@ def load(spec: LoadSpec) -> Loaded:
     """See `bpfproxy.datapath.loader.load`."""
     loaded = Loaded("bcc")
     try:
-        for stem in spec.programs:
-            _compile((spec.directory or c_tree()) / f"{stem}.bpf.c", spec, loaded)
+        load_files(spec, loaded, _compile)
         loaded.maps = open_maps(spec.pin_dir)
     except BaseException:
         loaded.close()
@@ -60,7 +68,8 @@ def load(spec: LoadSpec) -> Loaded:
     return loaded
 
 
-def _compile(source: Path, spec: LoadSpec, loaded: Loaded) -> None:
+def _compile(stem: str, spec: LoadSpec, loaded: Loaded) -> None:
+    source = (spec.directory or c_tree()) / f"{stem}.bpf.c"
     name = source.name
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, tempfile.TemporaryDirectory(prefix="bpfproxy-") as scratch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
+import threading
 from typing import Any
 
 from bpfproxy.datapath import abi, features, libbpf
@@ -17,12 +17,14 @@ from bpfproxy.datapath.loader.base import (
     LoadSpec,
     Program,
     check_shape,
+    load_files,
     refusal,
 )
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import UnsupportedError
 
 _CONSTANTS = ".rodata"
+_taking = threading.Lock()
 
 
 def availability() -> Availability:
@@ -38,17 +40,16 @@ def load(spec: LoadSpec) -> Loaded:
     """See `bpfproxy.datapath.loader.load`."""
     loaded = Loaded("prebuilt")
     try:
-        for stem in spec.programs:
-            name = f"{stem}.bpf.o"
-            _load_object(spec.directory / name if spec.directory else built(name), spec, loaded)
+        load_files(spec, loaded, _load_object)
     except BaseException:
         loaded.close()
         raise
     return loaded
 
 
-def _load_object(path: Path, spec: LoadSpec, loaded: Loaded) -> None:
-    name = path.name
+def _load_object(stem: str, spec: LoadSpec, loaded: Loaded) -> None:
+    name = f"{stem}.bpf.o"
+    path = spec.directory / name if spec.directory else built(name)
     with libbpf.captured() as lines:
         handle = lib().bpf_object__open_file(os.fsencode(path), ffi.NULL)
         if handle == ffi.NULL:
@@ -60,7 +61,8 @@ def _load_object(path: Path, spec: LoadSpec, loaded: Loaded) -> None:
             if result < 0:
                 _explain(handle, name)
                 raise refusal(name, "\n".join(lines), libbpf.os_error(-result, "load"))
-            _take(handle, loaded)
+            with _taking:
+                _take(handle, loaded)
         finally:
             lib().bpf_object__close(handle)
 

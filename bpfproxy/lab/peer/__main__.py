@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Any
 
-from bpfproxy.lab.peer import client
+from bpfproxy.lab.peer import client, transfer
 from bpfproxy.lab.peer.load import Loads
 from bpfproxy.lab.peer.server import Servers
 
@@ -32,10 +32,14 @@ class Peer:
                 return self.servers.serve(**command)
             case "request":
                 return client.requests(**command)
+            case "transfer":
+                return transfer.transfer(**command)
             case "open":
                 return self.sockets.open(**command)
             case "exchange":
                 return self.sockets.exchange(**command)
+            case "mtu":
+                return self.sockets.mtu(**command)
             case "listen":
                 return self.sockets.listen(**command)
             case "close":

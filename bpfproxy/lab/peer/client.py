@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count as counter
 from typing import Any
 
 _LIMIT = 65536
+_IP_MTU, _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_MTU = 14, 10, 23, 24
+_PMTUDISC_DO = 2
 _tokens = counter()
 
 
@@ -24,6 +27,7 @@ class Flow:
 
     `protocol`: `http`, `tcp`, `udp` (a connected socket) or `udp-unconnected`. `family` is that of the socket: a
     v6 one that goes to an IPv4 address uses the v4-mapped form. `source` is an address and port to bind to.
+    `whole`: what is too long for the path is not cut into fragments, but an error.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Flow:
         family: int,
         timeout: float = 2.0,
         source: tuple[str, int] | None = None,
+        whole: bool = False,
     ) -> None:
         self.protocol = protocol
         self.family = family
@@ -41,6 +46,10 @@ class Flow:
         self.socket = socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind)
         try:
             self.socket.settimeout(timeout)
+            if whole and family == 4:
+                self.socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+            elif whole:
+                self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
             if source:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(tuple(source))
@@ -58,24 +67,32 @@ class Flow:
         """Connect, or connect again (UDP)."""
         self.socket.connect(self.to)
 
-    def exchange(self) -> dict[str, Any]:
-        """Send one request and read its answer: {"reply": the server's, "peer": whom this side talked to}.
+    def mtu(self) -> int:
+        """MTU of the path, as the kernel knows it; of connected sockets."""
+        if self.family == 4:
+            return self.socket.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+        return self.socket.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
+
+    def exchange(self, size: int = 0) -> dict[str, Any]:
+        """Send one request, padded to `size` bytes, and read its answer: {"reply": the server's, "peer": whom this
+        side talked to}.
 
         Raises OSError; ConnectionResetError too if the answer is to another request.
         """
         token = str(next(_tokens))
+        request = token.ljust(size).encode()
         peer: tuple[Any, ...]
         match self.protocol:
             case "udp-unconnected":
-                self.socket.sendto(token.encode(), self.to)
+                self.socket.sendto(request, self.to)
                 data, peer = self.socket.recvfrom(_LIMIT)
             case "udp":
-                self.socket.send(token.encode())
+                self.socket.send(request)
                 data, peer = self.socket.recvfrom(_LIMIT)
                 if peer[:2] != self.socket.getpeername()[:2]:
                     raise ConnectionResetError(f"recvfrom says {peer}, getpeername {self.socket.getpeername()}")
             case "tcp":
-                self.socket.sendall(token.encode() + b"\n")
+                self.socket.sendall(request + b"\n")
                 data, peer = self._read_until(b"\n"), self.socket.getpeername()
             case "http":
                 token = ""
@@ -121,9 +138,15 @@ def attempt(flow: dict[str, Any], requests: int = 1) -> list[dict[str, Any]]:
     return results
 
 
-def requests(flow: dict[str, Any], sockets: int = 1, per_socket: int = 1) -> list[dict[str, Any]]:
-    """`sockets` flows after each other, with `per_socket` requests each; results in their order."""
-    return [result for _ in range(sockets) for result in attempt(flow, per_socket)]
+def requests(
+    flow: dict[str, Any], sockets: int = 1, per_socket: int = 1, together: bool = False
+) -> list[dict[str, Any]]:
+    """`sockets` flows with `per_socket` requests each, after each other or all at once; results in their order."""
+    if not together:
+        return [result for _ in range(sockets) for result in attempt(flow, per_socket)]
+    with ThreadPoolExecutor(sockets) as threads:
+        results = threads.map(attempt, [flow] * sockets, [per_socket] * sockets)
+        return [result for each in results for result in each]
 
 
 def bind(protocol: str, family: int, address: str, port: int) -> str:
@@ -157,17 +180,22 @@ class Sockets:
             return error_name(error)
         return ""
 
-    def exchange(self, name: str, to: tuple[str, int] | None, reconnect: bool) -> dict[str, Any]:
-        """One request on an open flow, to another address if there is one, after a new connect() if `reconnect`."""
+    def exchange(self, name: str, to: tuple[str, int] | None, reconnect: bool, size: int) -> dict[str, Any]:
+        """One request of `size` bytes on an open flow, to another address if there is one, after a new connect() if
+        `reconnect`."""
         flow = self._flows[name]
         if to:
             flow.turn_to(to)
         try:
             if reconnect:
                 flow.connect()
-            return flow.exchange()
+            return flow.exchange(size)
         except OSError as error:
             return {"error": error_name(error)}
+
+    def mtu(self, name: str) -> int:
+        """The path's MTU, as an open flow knows it."""
+        return self._flows[name].mtu()
 
     def listen(self, name: str) -> str:
         """Wait for a datagram that nobody asked for; returns the name of the error that came instead, or ""."""

@@ -1,17 +1,22 @@
 """Servers that say who they are and whom they saw, all in one thread.
 
 A server answers each line (TCP), each GET (HTTP) or each datagram (UDP) by one JSON object:
-{"place", "port", "peer": [address, port], "echo"}.
+{"place", "port", "peer": [address, port], "echo"}. Padding around what a line or datagram says is not echoed. Large
+transfers have threads of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import selectors
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
+
+from bpfproxy.lab.peer import transfer
 
 _LIMIT = 65536
 
@@ -60,22 +65,33 @@ class Servers:
         if not data:
             self._drop(connection)
         elif data.startswith(b"GET "):
-            body = self._answer(connection, connection.getpeername(), "")
+            body = self._said(connection, connection.getpeername(), "")
             head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
+        elif data.startswith(transfer.COMMAND):
+            self._selector.unregister(connection)
+            answer = functools.partial(self._answer, connection, connection.getpeername())
+            threading.Thread(target=_transfer, args=(connection, data, answer), daemon=True).start()
         else:
             for line in data.splitlines():
-                connection.sendall(self._answer(connection, connection.getpeername(), line.decode()) + b"\n")
+                connection.sendall(self._said(connection, connection.getpeername(), line.decode()) + b"\n")
 
     def _datagram(self, sock: socket.socket) -> None:
         data, peer = sock.recvfrom(_LIMIT)
-        sock.sendto(self._answer(sock, peer, data.decode()), peer)
+        sock.sendto(self._said(sock, peer, data.decode()), peer)
 
-    def _answer(self, sock: socket.socket, peer: tuple[Any, ...], echo: str) -> bytes:
-        answer = {"place": self._place, "port": sock.getsockname()[1], "peer": peer[:2], "echo": echo}
-        return json.dumps(answer).encode()
+    def _said(self, sock: socket.socket, peer: tuple[Any, ...], line: str) -> bytes:
+        return json.dumps(self._answer(sock, peer, line.strip())).encode()
+
+    def _answer(self, sock: socket.socket, peer: tuple[Any, ...], echo: str) -> dict[str, Any]:
+        return {"place": self._place, "port": sock.getsockname()[1], "peer": peer[:2], "echo": echo}
 
     def _drop(self, connection: socket.socket) -> None:
         with contextlib.suppress(KeyError):
             self._selector.unregister(connection)
         connection.close()
+
+
+def _transfer(connection: socket.socket, begun: bytes, answer: Callable[[str], dict[str, Any]]) -> None:
+    with contextlib.suppress(OSError):  # the client went away
+        transfer.serve(connection, begun, answer)

@@ -16,7 +16,7 @@ from bpfproxy.datapath.attach import AttachError, Outcome
 from bpfproxy.datapath.device import Hook, exists
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.loader import Program
-from bpfproxy.errors import DatapathError
+from bpfproxy.errors import BpfproxyError, DatapathError
 from bpfproxy.events import emit
 from bpfproxy.model.device import DevicePlan, DeviceRole, Xdp
 from bpfproxy.proxiers.base import Failure, Op
@@ -43,7 +43,7 @@ def programs(plan: DevicePlan, *, xdp: bool) -> dict[Hook, str]:
 
 
 class DeviceTable:
-    """Attaches `loaded` programs (all of PROGRAMS, by name) to devices, and owns their descriptors.
+    """Attaches programs to devices, and owns their descriptors. Before the first `write` it has to be equipped.
 
     Until `release`, ops are kept: the programs of an earlier version with fuller maps go on working. `attached_xdp` is
     called with each device that has got XDP.
@@ -52,19 +52,32 @@ class DeviceTable:
     def __init__(
         self,
         hooks: DeviceHooks,
-        loaded: Mapping[str, Program],
         *,
         held: bool = False,
         attached_xdp: Callable[[DevicePlan], None] = lambda _: None,
     ) -> None:
         self._hooks = hooks
         self._attached_xdp = attached_xdp
-        self._programs = {name: loaded[name] for name in PROGRAMS}
-        self._ids = {name: int(libbpf.info(p.fd, "prog").id) for name, p in self._programs.items()}
+        self._programs: dict[str, Program] = {}
+        self._ids: dict[str, int] = {}
         self._applied: dict[int, DevicePlan] = {}
         self._by_tc: dict[int, str] = {}
         """Devices where tc does what XDP was asked for, and why."""
         self._held: dict[DeviceKey, Op] | None = {} if held else None
+
+    @property
+    def equipped(self) -> bool:
+        """Whether it has programs."""
+        return bool(self._ids)
+
+    def equip(self, loaded: Mapping[str, Program]) -> None:
+        """Give it programs: all of PROGRAMS, by name."""
+        self._programs = {name: loaded[name] for name in PROGRAMS}
+        self._ids = {name: int(libbpf.info(p.fd, "prog").id) for name, p in self._programs.items()}
+
+    def in_force(self) -> bool:
+        """Whether no other programs than these stand at the devices."""
+        return {*self._hooks.standing().values()} <= {*self._ids.values()}
 
     def read(self) -> dict[DeviceKey, DevicePlan]:
         """What is attached. Where it is not what was applied last, or was attached by an earlier run, the row is one
@@ -143,7 +156,7 @@ class DeviceTable:
         self._by_tc.pop(plan.index, None)
         try:
             refused = self._put(plan, hooks, changed)
-        except DatapathError as error:
+        except BpfproxyError as error:
             if exists(plan.index):
                 failures[plan.index] = Failure(op, str(error))
                 self._forget(plan.index)

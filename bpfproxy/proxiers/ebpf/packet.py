@@ -10,7 +10,7 @@ from bpfproxy.model.address import ANY4, ANY6, Address
 from bpfproxy.model.frontend import Backend
 
 PROGRAMS: Final = ("xdp_lb", "xdp4_lb", "xdp6_lb", "tc_lb", "tc4_lb", "tc6_lb")
-"""Files of the C tree."""
+"""Files of the C tree; the first declares all maps."""
 
 _TICK_SHIFT: Final = abi.constant("TICK_SHIFT")
 _U64: Final = (1 << 64) - 1
@@ -64,6 +64,7 @@ def sizes(*, flows: int, networks: int, backends: int, devices: int = 1024) -> d
     }
     return {
         **{f"{name}{family}": size for name, size in per_family.items() for family in (4, 6)},
+        "served_ports": 3 * abi.constant("SERVED_ROWS"),
         "node": 1,
         "devices": devices,
         "allowances": 1,

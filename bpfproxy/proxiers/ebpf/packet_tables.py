@@ -6,13 +6,15 @@ Does nothing where only the socket level is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of
 from bpfproxy.model.device import DevicePlan
-from bpfproxy.model.frontend import Backend
+from bpfproxy.model.frontend import Backend, Frontend
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import Range
+from bpfproxy.proxiers.ebpf.served_ports import ServedPorts
 from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
@@ -25,9 +27,32 @@ class PacketTables:
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
-        self.loaded = "networks4" in maps
-        """Whether there is a packet level at all."""
         self._fresh: dict[Backend, int] = {}
+        self._ports: ServedPorts | None = None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether there is a packet level. It may come later."""
+        return "networks4" in self._maps
+
+    def reconcile(self, frontends: Iterable[Frontend], backends: Mapping[Backend, BackendEntry]) -> None:
+        """Bring our rows to what the service tables hold: an agent was killed between two writes, or ran without the
+        packet level."""
+        if self.loaded:
+            self._ports = ServedPorts(self._maps, chain(frontends, backends))
+            self._reconcile_backends(backends)
+
+    # ---- ports: packets to others are none of ours ----
+
+    def serve(self, holder: Frontend | Backend) -> None:
+        """A frontend or backend is about to get its row."""
+        if self._ports:
+            self._ports.add(holder)
+
+    def leave(self, holder: Frontend | Backend) -> None:
+        """The opposite of `serve`, when the row is gone."""
+        if self._ports:
+            self._ports.remove(holder)
 
     # ---- backends: packets to them directly are told from those to a Service ----
 
@@ -36,10 +61,8 @@ class PacketTables:
         if self.loaded:
             self._fresh[backend] = number
 
-    def reconcile(self, backends: Mapping[Backend, BackendEntry]) -> None:
-        """Bring the rows of backends to those that the sets hold: an agent was killed between two writes, or ran
-        without the packet level."""
-        for family in _FAMILIES if self.loaded else ():
+    def _reconcile_backends(self, backends: Mapping[Backend, BackendEntry]) -> None:
+        for family in _FAMILIES:
             wanted = {
                 packet.encode_backend_key(backend): codec.U32.pack(entry.id)
                 for backend, entry in backends.items()

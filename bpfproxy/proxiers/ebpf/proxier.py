@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from msgspec.structs import replace
 
 from bpfproxy.events import emit
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
@@ -12,9 +15,10 @@ from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows, Tended
 from bpfproxy.proxiers.ebpf import codec, snapshot
 from bpfproxy.proxiers.ebpf.alloc import Clock
-from bpfproxy.proxiers.ebpf.collector import Collector
+from bpfproxy.proxiers.ebpf.collector import LONGEST, Collector
 from bpfproxy.proxiers.ebpf.conntrack import Conntrack
 from bpfproxy.proxiers.ebpf.devices import DeviceTable
+from bpfproxy.proxiers.ebpf.inheritance import Ids
 from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.packet_tables import PacketTables
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
@@ -25,6 +29,9 @@ from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 log = logging.getLogger(__name__)
 
+_OF_PACKETS: Final = (DeviceKey, ClusterNetwork, NodeKey)
+"""Kinds of rows for which the packet level is needed."""
+
 Activate = Callable[[bool], None]
 DestroySockets = Callable[[Mapping[int, Gone]], None]
 """Given {socket cookie: the backend that went} of connected UDP sockets."""
@@ -34,8 +41,9 @@ class EbpfProxier:
     """Implements `Proxier` over the maps of a loaded datapath.
 
     `activate` attaches the socket level's programs when the tables are filled; `destroy_sockets` ends the connected
-    UDP sockets of backends that went; `devices` attaches those of the packet level, and `timeouts` are the ones that
-    they were loaded with.
+    UDP sockets of backends that went; `devices` attaches those of the packet level, which `load_packets` equips and
+    whose maps it adds to `maps` (it returns why it cannot); `timeouts` are the ones that they are loaded with. `former`
+    has the ids that are to be given again.
     """
 
     name = "ebpf"
@@ -50,6 +58,8 @@ class EbpfProxier:
         destroy_sockets: DestroySockets,
         close: Callable[[], None],
         devices: DeviceTable | None = None,
+        load_packets: Callable[[], str] = str,
+        former: Ids | None = None,
         timeouts: Timeouts | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -60,8 +70,11 @@ class EbpfProxier:
         self._destroy_sockets = destroy_sockets
         self._close = close
         self._devices = devices
+        self._load_packets = load_packets
+        self._former = former or Ids()
+        self._timeouts = timeouts or Timeouts()
         self._clock = clock
-        self._conntrack = Conntrack(maps, timeouts or Timeouts())
+        self._conntrack = Conntrack(maps, self._timeouts)
         self._collector = Collector(self._conntrack)
         self._found: dict[Key, Row] | None = self._restore()
 
@@ -72,7 +85,7 @@ class EbpfProxier:
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
         absent: set[type] = set() if self._devices else {DeviceKey}
-        if not self._packets.loaded:
+        if not (self._packets.loaded or (self._lacks_packets and plan.devices)):
             absent |= {ClusterNetwork, NodeKey}
         rows = self._renderer.render_node(plan)
         return {key: row for key, row in rows.items() if type(key) not in absent}
@@ -96,13 +109,26 @@ class EbpfProxier:
             delete_rows(self._maps[f"frontends{family}"], dangling)
         rows = found.rows()
         self._packets = PacketTables(self._maps)
-        self._packets.reconcile(found.backends)
-        self._sets = SetTable(self._maps, self._packets, found, self._grace, self._clock)
-        self._frontends = FrontendTable(self._maps, self._packets, found, self._sets, self._grace, self._clock)
+        self._packets.reconcile(found.frontends, found.backends)
+        self._sets = SetTable(self._maps, self._packets, found, self._former, self._grace, self._clock)
+        self._frontends = FrontendTable(
+            self._maps, self._packets, found, self._former, self._sets, self._grace, self._clock
+        )
         return rows
 
     def apply(self, ops: Sequence[Op]) -> list[Failure]:
         """See `Proxier.apply`. Batches the ops of each table; their order among the tables is `phase`'s."""
+        if not (self._lacks_packets and any(type(op.key) is DeviceKey and op.row is not None for op in ops)):
+            return self._carry_out(ops)
+        failures = self._carry_out([op for op in ops if type(op.key) not in _OF_PACKETS])
+        self._activate(False)  # sockets need not wait until the packet level is loaded
+        late = [op for op in ops if type(op.key) in _OF_PACKETS]
+        if reason := self._bring_packets():
+            failures += [Failure(op, reason) for op in late if op.row is not None]
+            late = [op for op in late if op.row is None]
+        return failures + self._carry_out(late)
+
+    def _carry_out(self, ops: Sequence[Op]) -> list[Failure]:
         failures: list[Failure] = []
         for kind, write, delete in (
             (SetKey, self._sets.write, None),
@@ -127,10 +153,17 @@ class EbpfProxier:
     def activate(self, *, complete: bool) -> None:
         """See `Proxier.activate`."""
         self._activate(complete)
+        if complete:
+            self._sets.backends.settle()
+            self._frontends.settle()
+            self._release_gone()
 
     def tend(self) -> Tended:
         """See `Proxier.tend`."""
-        return self._collector.run()
+        tended = self._collector.run()
+        if self._lacks_packets:
+            return replace(tended, delay=LONGEST)
+        return tended
 
     def drained(self) -> bool:
         """See `Proxier.drained`. Sockets have their backends' addresses; flows have nothing but their rows here."""
@@ -139,6 +172,22 @@ class EbpfProxier:
     def close(self) -> None:
         """See `Proxier.close`."""
         self._close()
+
+    @property
+    def _lacks_packets(self) -> bool:
+        """Whether the packet level is wanted and not there yet."""
+        return self._devices is not None and not self._devices.equipped
+
+    def _bring_packets(self) -> str:
+        """Load the packet level, beside the tables that are there. Returns why it cannot be."""
+        if reason := self._load_packets():
+            return reason
+        self._conntrack = Conntrack(self._maps, self._timeouts)
+        self._collector = Collector(self._conntrack)
+        self._packets.reconcile(self._frontends.entries, self._sets.backends.entries)
+        for entry in self._frontends.entries.values():
+            self._packets.admit(entry.id, entry.row.source_ranges)
+        return ""
 
     def _write_addresses(self, ops: Sequence[Op]) -> list[Failure]:
         keys = [codec.encode_node_address(op.key) for op in ops]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,10 +21,13 @@ from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.alloc import Clock, ExtentAllocator, IdAllocator, TableFullError
+from bpfproxy.proxiers.ebpf.inheritance import Ids
 from bpfproxy.proxiers.ebpf.packet_tables import PacketTables
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, SetKey, SetRow
 from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, FrontendEntry, Maps, SetEntry, Snapshot
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
+
+Key = TypeVar("Key")
 
 _FLAGS = abi.ffi.offsetof("struct backend", "flags")
 _SIZE = codec.BACKEND.size
@@ -39,16 +43,24 @@ class Gone(Struct, frozen=True):
 
 
 class BackendTable:
-    """Backends by identity, counted by the sets that hold them."""
+    """Backends by identity, counted by the sets that hold them. Those in `former` are given the ids that they had."""
 
-    def __init__(self, maps: Maps, packets: PacketTables, found: Snapshot, grace: float, clock: Clock) -> None:
+    def __init__(
+        self, maps: Maps, packets: PacketTables, found: Snapshot, former: Ids, grace: float, clock: Clock
+    ) -> None:
         self._packets = packets
         self._rows = maps["backends"].mmap()
         self._words = self._rows.cast("I")
         self._stats = maps["backend_stats"]
         self.entries = found.backends
-        used = (entry.id for entry in found.backends.values())
-        self._ids = IdAllocator("backends (--max-backends)", maps["backends"].max_entries, grace, clock, used)
+        size = maps["backends"].max_entries
+        used = {entry.id for entry in found.backends.values()}
+        self._former = former.backends
+        _keep_free(self._former, used, found.backends, size)
+        self._ids = IdAllocator("backends (--max-backends)", size, grace, clock, used | {*self._former.values()})
+        for number, generation in former.generations.items():
+            if number < size and not self._words[_generation_word(number)]:
+                self._words[_generation_word(number)] = generation
         self.gone: list[Gone] = []
 
     def acquire(self, backends: Sequence[Backend]) -> list[int]:
@@ -81,7 +93,15 @@ class BackendTable:
                 self._stats.zero(entry.id)
                 self._ids.free(entry.id)
                 self._forget(backend)
+                self._packets.leave(backend)
                 self.gone.append(Gone(backend, entry.id, entry.generation))
+
+    def settle(self) -> None:
+        """Those in `former` who have not come for their ids are gone."""
+        for backend, number in self._former.items():
+            self._ids.free(number)
+            self.gone.append(Gone(backend, number, self._words[_generation_word(number)]))
+        self._former.clear()
 
     def _forget(self, backend: Backend) -> None:
         twin = replace(backend, local=not backend.local)
@@ -91,23 +111,38 @@ class BackendTable:
             self._packets.forget([backend])
 
     def _write(self, backend: Backend) -> BackendEntry:
-        number = self._ids.allocate()
+        former = self._former.pop(backend, None)
+        number = self._ids.allocate() if former is None else former
         at = number * _SIZE
-        generation = self._words[(at + _GENERATION) // 4] + 1 & 0xFFFFFFFF
+        generation = self._words[_generation_word(number)] + (former is None) & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
+        self._packets.serve(backend)
         self._packets.know(backend, number)
         return BackendEntry(number, generation, 1)
+
+
+def _generation_word(number: int) -> int:
+    """Where in the backends, as 32-bit words, the generation of an id stands."""
+    return (number * _SIZE + _GENERATION) // 4
+
+
+def _keep_free(former: dict[Key, int], used: Container[int], known: Container[Key], size: int) -> None:
+    """Leave those whose id can still be theirs."""
+    for key in [key for key, number in former.items() if number in used or key in known or number >= size]:
+        del former[key]
 
 
 class SetTable:
     """Sets by key."""
 
-    def __init__(self, maps: Maps, packets: PacketTables, found: Snapshot, grace: float, clock: Clock) -> None:
+    def __init__(
+        self, maps: Maps, packets: PacketTables, found: Snapshot, former: Ids, grace: float, clock: Clock
+    ) -> None:
         self._packets = packets
         self._words = maps["sets"].mmap().cast("Q")
         self._slots = maps["slots"].mmap().cast("I")
         self._names = maps["set_names"]
-        self.backends = BackendTable(maps, packets, found, grace, clock)
+        self.backends = BackendTable(maps, packets, found, former, grace, clock)
         self.entries = found.sets
         self.frontends = Counter(entry.row.set for entry in found.frontends.values())
         """How many frontends lead to each set."""
@@ -204,18 +239,34 @@ class SetTable:
 
 
 class FrontendTable:
-    """Frontends of both families."""
+    """Frontends of both families. Those in `former` are given the ids that they had."""
 
     def __init__(
-        self, maps: Maps, packets: PacketTables, found: Snapshot, sets: SetTable, grace: float, clock: Clock
+        self,
+        maps: Maps,
+        packets: PacketTables,
+        found: Snapshot,
+        former: Ids,
+        sets: SetTable,
+        grace: float,
+        clock: Clock,
     ) -> None:
         self._packets = packets
         self._maps = {4: maps["frontends4"], 6: maps["frontends6"]}
         self._stats = maps["frontend_stats"]
         self._sets = sets
         self.entries = found.frontends
-        used = (entry.id for entry in found.frontends.values())
-        self._ids = IdAllocator("frontends (--max-frontends)", maps["frontend_stats"].max_entries, grace, clock, used)
+        size = maps["frontend_stats"].max_entries
+        used = {entry.id for entry in found.frontends.values()}
+        self._former = former.frontends
+        _keep_free(self._former, used, found.frontends, size)
+        self._ids = IdAllocator("frontends (--max-frontends)", size, grace, clock, used | {*self._former.values()})
+
+    def settle(self) -> None:
+        """Those in `former` who have not come for their ids are gone."""
+        for number in self._former.values():
+            self._ids.free(number)
+        self._former.clear()
 
     def write(self, ops: Sequence[Op]) -> list[Failure]:
         """Add or change frontends whose sets are there."""
@@ -237,7 +288,7 @@ class FrontendTable:
                 failures.append(Failure(op, "its set could not be written"))
                 continue
             try:
-                frontend_id = self._ids.allocate() if former is None else former.id
+                frontend_id = self._id_of(frontend) if former is None else former.id
             except TableFullError as error:
                 failures.append(Failure(op, str(error)))
                 continue
@@ -247,6 +298,8 @@ class FrontendTable:
                     self._packets.dismiss(frontend_id, row.source_ranges)
                     self._ids.free(frontend_id)
                 continue
+            if former is None:
+                self._packets.serve(frontend)
             staged.append((op, FrontendEntry(frontend_id, row)))
             keys.append(codec.encode_frontend_key(frontend))
             values.append(codec.encode_frontend(row, target.id, frontend_id))
@@ -257,6 +310,7 @@ class FrontendTable:
                 failures.append(Failure(op, refused[index]))
                 if former is None:
                     self._packets.dismiss(entry.id, entry.row.source_ranges)
+                    self._packets.leave(op.key)
                     self._ids.free(entry.id)
                 continue
             self.entries[op.key] = entry
@@ -266,6 +320,10 @@ class FrontendTable:
                 stale = set(former.row.source_ranges) - set(entry.row.source_ranges)
                 self._packets.dismiss(entry.id, stale)
         return failures
+
+    def _id_of(self, frontend: Frontend) -> int:
+        known = self._former.pop(frontend, None)
+        return self._ids.allocate() if known is None else known
 
     def delete(self, ops: Sequence[Op]) -> list[Failure]:
         """Remove frontends; one that is not there is no error."""
@@ -277,6 +335,7 @@ class FrontendTable:
                 if entry is not None:
                     self._sets.frontends[entry.row.set] -= 1
                     self._packets.dismiss(entry.id, entry.row.source_ranges)
+                    self._packets.leave(frontend)
                     self._stats.zero(entry.id)
                     self._ids.free(entry.id)
         return []

@@ -1,0 +1,70 @@
+"""Which backend a client gets: in turn, or the one that it had."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from bpfproxy.model.address import Address
+from bpfproxy.model.frontend import Backend
+
+_CLIENTS_MAX: Final = 65536
+
+
+class Affinities:
+    """Which backend each client of a ServicePort has. Of too many clients the least recent one is forgotten.
+
+    `clock` is in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, size: int = _CLIENTS_MAX) -> None:
+        self._clock = clock
+        self._size = size
+        self._backends: OrderedDict[Address, tuple[Backend, float]] = OrderedDict()
+
+    def of(self, client: Address, timeout: float) -> Backend | None:
+        """The backend of `client`, unless its last connection is `timeout` seconds ago."""
+        backend, since = self._backends.get(client, (None, 0.0))
+        return backend if backend is not None and self._clock() - since < timeout else None
+
+    def note(self, client: Address, backend: Backend) -> None:
+        """A new connection of `client` went to `backend`."""
+        self._backends[client] = (backend, self._clock())
+        self._backends.move_to_end(client)
+        if len(self._backends) > self._size:
+            self._backends.popitem(last=False)
+
+
+class Choice:
+    """Chooses among the backends of one frontend."""
+
+    def __init__(self, affinities: Affinities) -> None:
+        self._affinities = affinities
+        self._backends: Sequence[Backend] = ()
+        self._timeout = 0
+        self._turn = 0
+
+    def set(self, backends: Sequence[Backend], affinity_timeout: int) -> None:
+        """Choose among these from now on; `affinity_timeout` in seconds, 0 without affinity."""
+        self._backends = backends
+        self._timeout = affinity_timeout
+
+    def order(self, client: Address) -> list[Backend]:
+        """All backends in the order in which a new connection of `client` should try them: first the one that it
+        sticks to, then from the one whose turn it is."""
+        if not self._backends:
+            return []
+        self._turn = (self._turn + 1) % len(self._backends)
+        order = [*self._backends[self._turn :], *self._backends[: self._turn]]
+        had = self._affinities.of(client, self._timeout) if self._timeout else None
+        if had in order:
+            order.remove(had)
+            order.insert(0, had)
+        return order
+
+    def took(self, client: Address, backend: Backend) -> None:
+        """A connection of `client` went to `backend`."""
+        if self._timeout:
+            self._affinities.note(client, backend)
