@@ -15,7 +15,7 @@ from bpfproxy.config import Settings
 from bpfproxy.lab import netns
 from bpfproxy.model.address import Family, format_address, parse_address
 from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, Service, ServicePort
-from tests.kernels.world import BRIDGE, CIDRS, CLIENT, NODE, PODS, PORT, SILENCE, Agent, World, talk
+from tests.kernels.world import CIDRS, CLIENT, GATEWAYS, NODE, PODS, PORT, SILENCE, Agent, World, talk
 
 BOTH: Final = ("pod1", "pod2")
 LOCAL, ELSEWHERE = "n1", "n2"
@@ -80,6 +80,11 @@ def web(agent: Agent) -> Iterator[MakeWeb]:
     agent.serve()
 
 
+def masqueraded(pod: str, family: Family) -> str:
+    """What a pod answers to a client whose address it does not see."""
+    return f"{pod} {GATEWAYS[pod][family]}"
+
+
 families = pytest.mark.parametrize("family", [4, 6])
 protocols = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=lambda one: one.name)
 
@@ -93,10 +98,10 @@ def test_everybody_reaches_everything(world: World, web: MakeWeb, family: Family
     vip, external = (made.cluster_ip[family], 80), (made.external_ip[family], 80)
     for place, to in itertools.product(("client", "node"), (vip, external, (NODE[family], made.node_port))):
         answers = {world.ask(place, protocol, to) for _ in range(2)}
-        assert answers == {f"{pod} {BRIDGE[family]}" for pod in BOTH}, (place, to)
+        assert answers == {masqueraded(pod, family) for pod in BOTH}, (place, to)
     answers = {world.ask("pod1", protocol, vip) for _ in range(2)}
     # Itself by a detour: its own address would make it answer to itself (rule 12).
-    assert answers == {f"pod1 {BRIDGE[family]}", f"pod2 {PODS['pod1'][family]}"}
+    assert answers == {masqueraded("pod1", family), f"pod2 {PODS['pod1'][family]}"}
 
 
 @families
@@ -105,7 +110,7 @@ def test_local_policy_keeps_the_client(world: World, web: MakeWeb, family: Famil
     made.put(pod1=LOCAL, pod2=ELSEWHERE)
     for to in ((made.external_ip[family], 80), (NODE[family], made.node_port)):
         assert {world.ask("client", Protocol.TCP, to) for _ in range(2)} == {f"pod1 {CLIENT[family]}"}
-        assert world.ask("node", Protocol.TCP, to) == f"pod1 {BRIDGE[family]}"
+        assert world.ask("node", Protocol.TCP, to) == masqueraded("pod1", family)
 
 
 @families
@@ -116,7 +121,7 @@ def test_local_policy_without_local_endpoints(world: World, web: MakeWeb, family
     made.put(pod2=ELSEWHERE)
     for to in ((made.external_ip[family], 80), (NODE[family], made.node_port)):
         assert world.ask("client", protocol, to, SILENCE) == "silence"
-        assert world.ask("node", protocol, to) == f"pod2 {BRIDGE[family]}"
+        assert world.ask("node", protocol, to) == masqueraded("pod2", family)
     to = (made.external_ip[family], 80)
     assert world.ask("pod1", protocol, to) == f"pod2 {PODS['pod1'][family]}"
 
@@ -127,7 +132,7 @@ def test_internal_policy_without_local_endpoints(world: World, web: MakeWeb, fam
     made.put(pod2=ELSEWHERE)
     for place in ("client", "node", "pod1"):
         assert world.ask(place, Protocol.TCP, (made.cluster_ip[family], 80), SILENCE) == "silence"
-    assert world.ask("client", Protocol.TCP, (made.external_ip[family], 80)) == f"pod2 {BRIDGE[family]}"
+    assert world.ask("client", Protocol.TCP, (made.external_ip[family], 80)) == masqueraded("pod2", family)
 
 
 @families
@@ -159,14 +164,14 @@ def test_source_ranges(world: World, web: MakeWeb, family: Family) -> None:
     external = (made.external_ip[family], 80)
     for place in ("client", "node"):
         assert world.ask(place, Protocol.TCP, external, SILENCE) == "silence"
-        assert world.ask(place, Protocol.TCP, (NODE[family], made.node_port)) == f"pod1 {BRIDGE[family]}"
+        assert world.ask(place, Protocol.TCP, (NODE[family], made.node_port)) == masqueraded("pod1", family)
     made.service = replace(made.service, source_ranges=(client,))
     made.put(pod1=LOCAL)
-    assert world.ask("client", Protocol.TCP, external) == f"pod1 {BRIDGE[family]}"
+    assert world.ask("client", Protocol.TCP, external) == masqueraded("pod1", family)
     assert world.ask("node", Protocol.TCP, external, SILENCE) == "silence"
     made.service = replace(made.service, source_ranges=(client, ipaddress.ip_network(NODE[family])))
     made.put(pod1=LOCAL)
-    assert world.ask("node", Protocol.TCP, external) == f"pod1 {BRIDGE[family]}"
+    assert world.ask("node", Protocol.TCP, external) == masqueraded("pod1", family)
 
 
 @families
@@ -178,7 +183,7 @@ def test_tcp_connections_run_out(world: World, web: MakeWeb, agent: Agent, famil
         assert talk(held).startswith("pod1")
         made.put(pod2=LOCAL)
         assert {world.ask("client", Protocol.TCP, (made.cluster_ip[family], 80)) for _ in range(3)} == {
-            f"pod2 {BRIDGE[family]}"
+            masqueraded("pod2", family)
         }
         agent.proxier.tend()
         assert talk(held).startswith("pod1")
@@ -212,5 +217,5 @@ def test_vips_are_on_a_device_of_their_own(world: World, web: MakeWeb, agent: Ag
         [index] = netlink.link_lookup(ifname="kube-ipvs0")
         found = {message.get_attr("IFA_ADDRESS") for message in netlink.get_addr(index=index)}
     assert found == {*made.cluster_ip.values(), *made.external_ip.values()}
-    assert world.ask("client", Protocol.TCP, (NODE[4], 80)) == f"pod1 {BRIDGE[4]}"
+    assert world.ask("client", Protocol.TCP, (NODE[4], 80)) == masqueraded("pod1", 4)
     assert format_address(parse_address(NODE[4])) == NODE[4]

@@ -25,11 +25,17 @@ from bpfproxy.proxiers.ipvs import lifecycle
 
 NODE: Final[dict[Family, str]] = {4: "192.0.2.1", 6: "2001:db8:2::1"}
 CLIENT: Final[dict[Family, str]] = {4: "192.0.2.9", 6: "2001:db8:2::9"}
-BRIDGE: Final[dict[Family, str]] = {4: "10.1.0.254", 6: "fd00:1::fe"}
 PODS: Final[dict[str, dict[Family, str]]] = {
-    "pod1": {4: "10.1.0.1", 6: "fd00:1::1"},
-    "pod2": {4: "10.1.0.2", 6: "fd00:1::2"},
+    "pod1": {4: "10.1.1.1", 6: "fd00:1:1::1"},
+    "pod2": {4: "10.1.2.1", 6: "fd00:1:2::1"},
 }
+GATEWAYS: Final[dict[str, dict[Family, str]]] = {
+    "client": NODE,
+    "pod1": {4: "10.1.1.254", 6: "fd00:1:1::fe"},
+    "pod2": {4: "10.1.2.254", 6: "fd00:1:2::fe"},
+}
+"""The node's addresses towards them: where masqueraded packets come from. Each pod is on a network of its own, so that
+answers to another one come by the node."""
 NODE_ADDRESSES: Final = tuple(map(parse_address, NODE.values()))
 CIDRS: Final = ("10.1.0.0/16", "fd00:1::/32")
 PORT: Final = 8080
@@ -93,30 +99,29 @@ class World:
             return "refused"
 
     def _wire(self) -> None:
-        node = ["link set lo up", "link add br0 type bridge", "link set br0 up"]
-        lengths: dict[Family, int] = {4: 24, 6: 64}
-        for family, length in lengths.items():
-            node.append(f"addr add {BRIDGE[family]}/{length} dev br0{' nodad' if family == 6 else ''}")
+        self._ip("node", ["link set lo up"])
         for place, addresses in {"client": CLIENT, **PODS}.items():
-            device, gateways = f"to-{place}", NODE if place == "client" else BRIDGE
-            node += [
-                f"link add {device} type veth peer name eth0 netns {self.name(place)}",
-                f"link set {device} up",
-                *([f"link set {device} master br0"] if place in PODS else []),
-            ]
-            if place == "client":
-                node += [f"addr add {NODE[4]}/24 dev {device}", f"addr add {NODE[6]}/64 dev {device} nodad"]
-            inside = [
-                "link set lo up",
-                "link set eth0 up",
-                f"addr add {addresses[4]}/24 dev eth0",
-                f"addr add {addresses[6]}/64 dev eth0 nodad",
-                f"route add default via {gateways[4]}",
-                f"route add default via {gateways[6]}",
-            ]
-            self._ip("node", node)
-            self._ip(place, inside)
-            node = []
+            device, gateway = f"to-{place}", GATEWAYS[place]
+            self._ip(
+                "node",
+                [
+                    f"link add {device} type veth peer name eth0 netns {self.name(place)}",
+                    f"link set {device} up",
+                    f"addr add {gateway[4]}/24 dev {device}",
+                    f"addr add {gateway[6]}/64 dev {device} nodad",
+                ],
+            )
+            self._ip(
+                place,
+                [
+                    "link set lo up",
+                    "link set eth0 up",
+                    f"addr add {addresses[4]}/24 dev eth0",
+                    f"addr add {addresses[6]}/64 dev eth0 nodad",
+                    f"route add default via {gateway[4]}",
+                    f"route add default via {gateway[6]}",
+                ],
+            )
         with netns.inside(self.name("node")):
             netns.set_sysctl("ipv6.conf.all.forwarding", 1)
 

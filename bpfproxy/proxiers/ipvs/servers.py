@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import shutil
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from msgspec import Struct
@@ -28,6 +31,10 @@ _MASQUERADE: Final = 0
 """The forwarding method: NAT."""
 _NETMASK: Final[dict[Family, str]] = {4: "255.255.255.255", 6: socket.inet_ntoa(struct.pack("=I", 128))}
 """Which clients persistence takes for one: single addresses. For IPv6 the kernel has a prefix length in this place."""
+
+
+_LOADED: Final = Path("/proc/net/ip_vs")
+_PATH: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 class ServerExistsError(Exception):
@@ -52,6 +59,7 @@ class Servers:
     """Raises UnsupportedError if the kernel has no IPVS; its methods raise OSError and the errors above."""
 
     def __init__(self) -> None:
+        _load_module()
         try:
             self._netlink = IPVS()
         except (OSError, NetlinkError) as error:
@@ -111,6 +119,12 @@ class Servers:
         """Remove a real server; nothing happens if it, or its virtual one, is not there."""
         with contextlib.suppress(NoServerError), _errors():
             self._netlink.dest("del", service=_service(key), dest=IPVSDest(addr=format_address(address), port=port))
+
+
+def _load_module() -> None:
+    """The kernel does not load it when it is asked for by netlink, as it does with others."""
+    if not _LOADED.exists() and (modprobe := shutil.which("modprobe", path=_PATH)):
+        subprocess.run([modprobe, "--quiet", "ip_vs"], check=False, capture_output=True)
 
 
 def _service(key: ServerKey, row: ServerRow | None = None) -> IPVSService:
