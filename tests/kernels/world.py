@@ -95,7 +95,8 @@ class World:
                 return talk(made)
         except TimeoutError:
             return "silence"
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, PermissionError):
+            # The latter for a datagram of the node's own that netfilter does not let out.
             return "refused"
 
     def _wire(self) -> None:
