@@ -126,13 +126,15 @@ static __always_inline int new_flow(struct packet *p)
 	verdict = choose_backend(p, flow);
 	if (verdict)
 		return verdict - VERDICT_GIVEN;
+	if (flow->flags & FLOW_SOURCE)
+		goto two_rows;
 	primary = primary_of(p);
 	state = primary_state(p, primary);
-	if (flow->flags & FLOW_SOURCE || state == PRIMARY_USED || (primary && primary->flags & FLOW_PAIRED) ||
-	    primary_write(p, flow, state)) {
-		packet_call(p, CALL(SOURCE));
-		return packet_pass(p, REASON_BROKEN);
-	}
+	if (state == PRIMARY_USED || (primary && primary->flags & FLOW_PAIRED) || primary_write(p, flow, state))
+		goto two_rows;
 	count_connection(flow->frontend, flow->backend_id, ORIGIN_PACKET);
 	return draft_send(p, DIRECTION_FORWARD, REASON_TRANSLATED);
+two_rows:
+	packet_call(p, CALL(SOURCE));
+	return packet_pass(p, REASON_BROKEN);
 }

@@ -148,16 +148,19 @@ static __always_inline long client_row_write(const struct packet *p, flow_t *flo
  */
 static __always_inline int new_source(struct packet *p)
 {
-	flow_t *flow = draft(), *primary = primary_of(p);
+	flow_t *flow = draft(), *primary;
 	int verdict;
 
 	if (!flow)
 		return packet_pass(p, REASON_BROKEN);
-	if (!(flow->flags & FLOW_SOURCE) && primary && primary_state(p, primary) == PRIMARY_USED) {
-		flow->flags |= FLOW_PAIRED;
-		/* Where its replies could not be told from another flow's, it gets another port. */
-		if (replies_clash(primary, flow) || reply_row_insert(p, flow))
-			flow->flags |= FLOW_SOURCE;
+	if (!(flow->flags & FLOW_SOURCE)) {
+		primary = primary_of(p);
+		if (primary && primary_state(p, primary) == PRIMARY_USED) {
+			flow->flags |= FLOW_PAIRED;
+			/* Where its replies could not be told from another flow's, it gets another port. */
+			if (replies_clash(primary, flow) || reply_row_insert(p, flow))
+				flow->flags |= FLOW_SOURCE;
+		}
 	}
 	if (flow->flags & FLOW_ROUTED) {
 		verdict = source_choose(p, flow);

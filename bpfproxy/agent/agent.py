@@ -76,6 +76,8 @@ class Agent:
         self._node_changed = False
         self._troubles: frozenset[str] = frozenset()
         """Reasons of refused rows and failed syncs that have been logged and last."""
+        self._heard = False
+        """A sync has taken in what the source of objects says: before, nothing can be missing."""
         self._incomplete = False
         self._status_changed = asyncio.Event()
         self.status = status.AgentStatus(
@@ -237,6 +239,7 @@ class Agent:
     async def _sync_once(self, engine: Engine) -> None:
         full = self._runner.begin()
         updates, self._updates = self._updates, []
+        self._heard |= bool(updates)
         node = self._config() if self._node_changed else None
         self._node_changed = False
         counters = self.status.counters
@@ -292,7 +295,7 @@ class Agent:
             self.status.ready = True
             emit(log, logging.INFO, "ready", services=self.status.services, frontends=len(engine.frontends()))
             process.notify("READY=1")
-        elif not self._incomplete:
+        elif self._heard and not self._incomplete:
             self._incomplete = True
             emit(
                 log,

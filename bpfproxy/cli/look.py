@@ -130,6 +130,8 @@ def list_backends(settings: Settings, as_json: bool) -> None:
             view.id,
             f"[{view.address}]:{view.port}" if ":" in view.address else f"{view.address}:{view.port}",
             view.protocol,
+            view.service,
+            view.port_name,
             "local" if view.local else "remote",
             view.sets,
             view.connections,
@@ -139,7 +141,9 @@ def list_backends(settings: Settings, as_json: bool) -> None:
         for view in backends
     ]
     counters = ("packets to", "packets from", "bytes to", "bytes from")
-    output.write_table(("id", "backend", "protocol", "place", "sets", "connections", *counters), rows)
+    output.write_table(
+        ("id", "backend", "protocol", "service", "port", "place", "sets", "connections", *counters), rows
+    )
 
 
 @click.command(short_help="Print counters of a running node.")

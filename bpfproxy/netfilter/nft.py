@@ -85,9 +85,12 @@ def delete_table(family: str, table: str) -> bool:
 def generation() -> int:
     """A number that grows by one with each transaction, whosever it is, in the network namespace of the calling thread.
     Raises DatapathError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
-        netlink.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _NLM_F_REQUEST, 0, 0, socket.AF_UNSPEC, 0, 0))
-        answer = netlink.recv(4096)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as netlink:
+            netlink.send(_HEADER.pack(_HEADER.size, _GET_GENERATION, _NLM_F_REQUEST, 0, 0, socket.AF_UNSPEC, 0, 0))
+            answer = netlink.recv(4096)
+    except OSError as error:
+        raise DatapathError(f"nf_tables: {error}") from error
     kind = _HEADER.unpack_from(answer)[1]
     length, attribute = struct.unpack_from("=HH", answer, _HEADER.size)
     if kind != _NEW_GENERATION or length != 8 or attribute != _NFTA_GEN_ID:

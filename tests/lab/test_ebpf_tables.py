@@ -32,13 +32,14 @@ from bpfproxy.model.frontend import (
 )
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Failure, Key, Op, Row
-from bpfproxy.proxiers.ebpf import lifecycle
+from bpfproxy.proxiers.ebpf import codec, lifecycle
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
+from bpfproxy.proxiers.ebpf.view import View
 
-BACKENDS_MAX = 12
+BACKENDS_MAX = 64
 FRONTENDS_MAX = 8
 SLOTS_MAX = 4096
 GRACE = 10.0
@@ -190,9 +191,9 @@ def test_any_sequence_of_states_is_read_back_by_this_agent_and_the_next(
 def test_a_full_backend_table_refuses_one_set_and_keeps_the_others(maps: Maps) -> None:
     clock = Clock()
     proxier = open_proxier(maps, clock)
-    first = rows_of(proxier, plan("first", 1, tuple(map(backend, range(1, 9)))))
+    first = rows_of(proxier, plan("first", 1, tuple(map(backend, range(1, 41)))))
     assert sync(proxier, {}, first) == []
-    second = rows_of(proxier, plan("second", 2, tuple(map(backend, range(11, 21)))))
+    second = rows_of(proxier, plan("second", 2, tuple(map(backend, range(101, 141)))))
     failures = sync(proxier, first, first | second)
     assert {failure.op.key for failure in failures} == set(second)
     assert any("--max-backends" in failure.reason for failure in failures)
@@ -206,11 +207,27 @@ def test_a_full_backend_table_refuses_one_set_and_keeps_the_others(maps: Maps) -
     assert proxier.read() == second
 
 
+def test_a_backend_of_two_services_is_two(maps: Maps) -> None:
+    """Rule 16 is about an endpoint of a Service: it may leave one, and stay behind another."""
+    proxier = open_proxier(maps)
+    both = rows_of(proxier, plan("a", 1, (backend(1), backend(2))), plan("b", 2, (backend(1),)))
+    assert sync(proxier, {}, both) == []
+    before = {view.service: view for view in View(maps).backends() if view.address == "10.0.0.1"}
+    assert before.keys() == {"ns/a", "ns/b"}
+    left = rows_of(proxier, plan("a", 1, (backend(2),)), plan("b", 2, (backend(1),)))
+    assert sync(proxier, both, left) == []
+    [stays] = [view for view in View(maps).backends() if view.address == "10.0.0.1"]
+    assert stays == before["ns/b"]
+    row = maps["backends"].lookup(codec.U32.pack(before["ns/a"].id))
+    assert row is not None
+    assert not codec.decode_backend(row)[2], "it is no longer Serving"
+
+
 def test_a_change_that_does_not_fit_keeps_the_state_before(maps: Maps) -> None:
     proxier = open_proxier(maps)
     before = rows_of(proxier, plan("web", 1, tuple(map(backend, range(1, 6)))))
     assert sync(proxier, {}, before) == []
-    after = rows_of(proxier, plan("web", 1, tuple(map(backend, range(1, 30)))))
+    after = rows_of(proxier, plan("web", 1, tuple(map(backend, range(1, 80)))))
     failures = sync(proxier, before, after)
     assert [type(failure.op.key) for failure in failures] == [SetKey]
     assert proxier.read() == before

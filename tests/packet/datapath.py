@@ -227,7 +227,8 @@ class Datapath:
         return self.proxier._frontends.entries[frontend].id
 
     def backend_id(self, backend: Backend) -> int:
-        return self.proxier._sets.backends.entries[backend].id
+        owners = self.proxier._sets.backends.entries.values()
+        return next(entries[backend].id for entries in owners if backend in entries)
 
     # ---- running -------------------------------------------------------------------------------------------------
 

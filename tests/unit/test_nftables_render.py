@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpfproxy.api import plan_objects
@@ -175,6 +175,7 @@ def test_no_name_can_end_a_command() -> None:
 
 
 @given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_services_share_no_row_and_rendering_is_repeatable(data: st.DataObject) -> None:
     node = data.draw(strategies.nodes())
     index = PlanIndex()

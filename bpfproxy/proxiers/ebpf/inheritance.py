@@ -46,7 +46,8 @@ _GENERATION: Final = abi.layout("struct backend", "generation")
 class Ids(Struct):
     """Ids that were in force. They are taken out as those that had them come for them."""
 
-    backends: dict[Backend, int] = field(default_factory=dict)
+    backends: dict[Backend, list[int]] = field(default_factory=dict)
+    """Those of several Services may have one address."""
     frontends: dict[Frontend, int] = field(default_factory=dict)
     generations: dict[int, int] = field(default_factory=dict)
     """Of every id of a backend that was ever given."""
@@ -77,7 +78,7 @@ class Former:
                     ids.generations[number] = generation
                     backend, _, serving = codec.decode_backend(value)
                     if serving:
-                        ids.backends[backend] = number
+                        ids.backends.setdefault(backend, []).append(number)
             for family in (4, 6):
                 for key, value in self._rows(f"frontends{family}"):
                     (ids.frontends[codec.decode_frontend_key(family, key)],) = _FRONTEND_ID.unpack(value)

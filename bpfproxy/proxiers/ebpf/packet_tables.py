@@ -15,7 +15,7 @@ from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import Range
 from bpfproxy.proxiers.ebpf.served_ports import ServedPorts
-from bpfproxy.proxiers.ebpf.snapshot import BackendEntry, Maps
+from bpfproxy.proxiers.ebpf.snapshot import Backends, Maps
 from bpfproxy.proxiers.ebpf.writing import delete_rows, write_rows
 
 _FAMILIES: tuple[Family, ...] = (4, 6)
@@ -35,11 +35,11 @@ class PacketTables:
         """Whether there is a packet level. It may come later."""
         return "networks4" in self._maps
 
-    def reconcile(self, frontends: Iterable[Frontend], backends: Mapping[Backend, BackendEntry]) -> None:
+    def reconcile(self, frontends: Iterable[Frontend], backends: Backends) -> None:
         """Bring our rows to what the service tables hold: an agent was killed between two writes, or ran without the
         packet level."""
         if self.loaded:
-            self._ports = ServedPorts(self._maps, chain(frontends, backends))
+            self._ports = ServedPorts(self._maps, chain(frontends, *backends.values()))
             self._reconcile_backends(backends)
 
     # ---- ports: packets to others are none of ours ----
@@ -61,11 +61,12 @@ class PacketTables:
         if self.loaded:
             self._fresh[backend] = number
 
-    def _reconcile_backends(self, backends: Mapping[Backend, BackendEntry]) -> None:
+    def _reconcile_backends(self, backends: Backends) -> None:
         for family in _FAMILIES:
             wanted = {
                 packet.encode_backend_key(backend): codec.U32.pack(entry.id)
-                for backend, entry in backends.items()
+                for entries in backends.values()
+                for backend, entry in entries.items()
                 if family_of(backend.address) == family
             }
             map_ = self._maps[f"backend_ids{family}"]
@@ -83,11 +84,14 @@ class PacketTables:
             write_rows(self._maps[f"backend_ids{family}"], keys, [codec.U32.pack(number) for _, number in mine])
         self._fresh.clear()
 
-    def forget(self, backends: Sequence[Backend]) -> None:
-        """The opposite of `know`, at once."""
-        for family in _FAMILIES if self.loaded else ():
-            keys = [packet.encode_backend_key(b) for b in backends if family_of(b.address) == family]
-            delete_rows(self._maps[f"backend_ids{family}"], keys)
+    def forget(self, backend: Backend, number: int) -> None:
+        """The opposite of `know`, at once. Another Service's id for the same address stays; if it was noted before
+        this one, `reconcile` brings it back, and until then it is as if there had been no room for its row."""
+        self._fresh.pop(backend, None)
+        if self.loaded:
+            map_, key = self._maps[f"backend_ids{family_of(backend.address)}"], packet.encode_backend_key(backend)
+            if map_.lookup(key) == codec.U32.pack(number):
+                map_.delete(key)
 
     # ---- networks ----
 

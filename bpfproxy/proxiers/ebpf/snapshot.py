@@ -8,7 +8,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from bpfproxy.datapath.maps import Map
-from bpfproxy.model.frontend import Backend, Frontend
+from bpfproxy.model.frontend import Backend, Frontend, ServicePortName
 from bpfproxy.proxiers.base import Key, Row
 from bpfproxy.proxiers.ebpf import codec, packet
 from bpfproxy.proxiers.ebpf.rows import (
@@ -36,11 +36,16 @@ class SetEntry(Struct, gc=False):
 
 
 class BackendEntry(Struct, gc=False):
-    """A backend's id; `sets` counts the sets that hold it."""
+    """A backend's id; `sets` counts the sets of its ServicePort that hold it."""
 
     id: int
     generation: int
     sets: int = 0
+
+
+Backends = dict[ServicePortName, dict[Backend, BackendEntry]]
+"""By the ServicePort that they stand behind: an endpoint may leave one Service and stay in another, and then the
+UDP state of the first alone has to go (rule 16)."""
 
 
 class FrontendEntry(Struct, gc=False):
@@ -54,7 +59,7 @@ class Snapshot(Struct):
     """The tables at one moment. The agent is their only writer, so in the agent it is exact."""
 
     sets: dict[SetKey, SetEntry] = field(default_factory=dict)
-    backends: dict[Backend, BackendEntry] = field(default_factory=dict)
+    backends: Backends = field(default_factory=dict)
     frontends: dict[Frontend, FrontendEntry] = field(default_factory=dict)
     node_addresses: dict[NodeAddress, NodeAddressRow] = field(default_factory=dict)
     cluster_networks: dict[ClusterNetwork, bool] = field(default_factory=dict)
@@ -87,7 +92,7 @@ def take(maps: Maps) -> Snapshot:
             snapshot.unused_names.append(set_id)
             continue
         name = names[set_id] = codec.decode_set_name(value)
-        snapshot.sets[name] = reader.read(set_id, word)
+        snapshot.sets[name] = reader.read(name.service_port, set_id, word)
     ranges = _take_networks(maps, snapshot)
     for family in (4, 6):
         for key, value in maps[f"frontends{family}"].items():
@@ -133,24 +138,25 @@ class _SetReader:
         self._known: dict[int, Backend] = {}
         self._snapshot = snapshot
 
-    def read(self, set_id: int, word: codec.SetWord) -> SetEntry:
+    def read(self, owner: ServicePortName, set_id: int, word: codec.SetWord) -> SetEntry:
         drain = word.members + word.count
         end = drain + 1 + self._slots[drain]
-        backends = self._backends(word.members, drain)
-        draining = self._backends(drain + 1, end)
+        backends = self._backends(owner, word.members, drain)
+        draining = self._backends(owner, drain + 1, end)
         row = SetRow(backends, draining, word.on_empty, word.scheduler)
         return SetEntry(set_id, row, word.base, end - word.base)
 
-    def _backends(self, start: int, end: int) -> tuple[Backend, ...]:
-        return tuple(sorted(map(self._backend, self._slots[start:end])))
+    def _backends(self, owner: ServicePortName, start: int, end: int) -> tuple[Backend, ...]:
+        entries = self._snapshot.backends.setdefault(owner, {})
+        return tuple(sorted(self._backend(entries, number) for number in self._slots[start:end]))
 
-    def _backend(self, backend_id: int) -> Backend:
-        backend = self._known.get(backend_id)
+    def _backend(self, entries: dict[Backend, BackendEntry], number: int) -> Backend:
+        backend = self._known.get(number)
         if backend is None:
             size = codec.BACKEND.size
-            row = self._rows[backend_id * size : (backend_id + 1) * size]
+            row = self._rows[number * size : (number + 1) * size]
             backend, generation, _ = codec.decode_backend(row)
-            self._known[backend_id] = backend
-            self._snapshot.backends[backend] = BackendEntry(backend_id, generation)
-        self._snapshot.backends[backend].sets += 1
+            self._known[number] = backend
+            entries[backend] = BackendEntry(number, generation)
+        entries[backend].sets += 1
         return backend

@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from bpfproxy.datapath import abi, maglev
-from bpfproxy.model.frontend import Backend, Frontend
+from bpfproxy.model.frontend import Backend, Frontend, ServicePortName
 from bpfproxy.model.service import Scheduler
 from bpfproxy.proxiers.base import Failure, Op
 from bpfproxy.proxiers.ebpf import codec
@@ -43,7 +43,8 @@ class Gone(Struct, frozen=True):
 
 
 class BackendTable:
-    """Backends by identity, counted by the sets that hold them. Those in `former` are given the ids that they had."""
+    """Backends by ServicePort and identity, counted by the sets that hold them. Those in `former` are given the ids
+    that they had."""
 
     def __init__(
         self, maps: Maps, packets: PacketTables, found: Snapshot, former: Ids, grace: float, clock: Clock
@@ -54,18 +55,22 @@ class BackendTable:
         self._stats = maps["backend_stats"]
         self.entries = found.backends
         size = maps["backends"].max_entries
-        used = {entry.id for entry in found.backends.values()}
+        used = {entry.id for entries in found.backends.values() for entry in entries.values()}
         self._former = former.backends
-        _keep_free(self._former, used, found.backends, size)
-        self._ids = IdAllocator("backends (--max-backends)", size, grace, clock, used | {*self._former.values()})
+        for backend, numbers in list(self._former.items()):
+            numbers[:] = [number for number in numbers if number not in used and number < size]
+            if not numbers:
+                del self._former[backend]
+        waiting = {number for numbers in self._former.values() for number in numbers}
+        self._ids = IdAllocator("backends (--max-backends)", size, grace, clock, used | waiting)
         for number, generation in former.generations.items():
             if number < size and not self._words[_generation_word(number)]:
                 self._words[_generation_word(number)] = generation
         self.gone: list[Gone] = []
 
-    def acquire(self, backends: Sequence[Backend]) -> list[int]:
+    def acquire(self, owner: ServicePortName, backends: Sequence[Backend]) -> list[int]:
         """Ids of `backends`, each held once more; writes the rows of new ones. Raises TableFullError and holds none."""
-        entries = self.entries
+        entries = self.entries.setdefault(owner, {})
         ids: list[int] = []
         try:
             for backend in backends:
@@ -76,14 +81,14 @@ class BackendTable:
                     entry.sets += 1
                 ids.append(entry.id)
         except TableFullError:
-            self.release(backends[: len(ids)])
+            self.release(owner, backends[: len(ids)])
             raise
         return ids
 
-    def release(self, backends: Iterable[Backend]) -> None:
-        """The opposite of `acquire`. A backend that nobody holds stops being Serving at once; its address stays in its
+    def release(self, owner: ServicePortName, backends: Iterable[Backend]) -> None:
+        """The opposite of `acquire`. A backend that no set holds stops being Serving at once; its address stays in its
         row until the id is given away, for a program that has just read the id."""
-        entries = self.entries
+        entries = self.entries.get(owner, {})
         for backend in backends:
             entry = entries[backend]
             entry.sets -= 1
@@ -92,29 +97,31 @@ class BackendTable:
                 self._rows[entry.id * _SIZE + _FLAGS] &= ~codec.SERVING
                 self._stats.zero(entry.id)
                 self._ids.free(entry.id)
-                self._forget(backend)
+                self._packets.forget(backend, entry.id)
                 self._packets.leave(backend)
                 self.gone.append(Gone(backend, entry.id, entry.generation))
+                twin = replace(backend, local=not backend.local)
+                if twin in entries:  # the same address on another node: a Service is about to move over
+                    self._packets.know(twin, entries[twin].id)
+        if not entries:
+            self.entries.pop(owner, None)
 
     def settle(self) -> None:
         """Those in `former` who have not come for their ids are gone."""
-        for backend, number in self._former.items():
-            self._ids.free(number)
-            self.gone.append(Gone(backend, number, self._words[_generation_word(number)]))
+        for backend, numbers in self._former.items():
+            for number in numbers:
+                self._ids.free(number)
+                self.gone.append(Gone(backend, number, self._words[_generation_word(number)]))
         self._former.clear()
 
-    def _forget(self, backend: Backend) -> None:
-        twin = replace(backend, local=not backend.local)
-        if twin in self.entries:  # the same address on another node: a Service is about to move over
-            self._packets.know(twin, self.entries[twin].id)
-        else:
-            self._packets.forget([backend])
-
     def _write(self, backend: Backend) -> BackendEntry:
-        former = self._former.pop(backend, None)
-        number = self._ids.allocate() if former is None else former
+        former = self._former.get(backend)
+        number = former.pop() if former else 0
+        known = number > 0
+        if not known:
+            number = self._ids.allocate()
         at = number * _SIZE
-        generation = self._words[_generation_word(number)] + (former is None) & 0xFFFFFFFF
+        generation = self._words[_generation_word(number)] + (not known) & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
         self._packets.serve(backend)
         self._packets.know(backend, number)
@@ -172,49 +179,49 @@ class SetTable:
         self._packets.flush()
         for index, (op, entry, word) in enumerate(staged):
             if index in refused:
-                self._discard(entry)
+                self._discard(op.key, entry)
                 failures.append(Failure(op, refused[index]))
                 continue
             self._words[entry.id] = word
             former = self.entries.get(op.key)
             self.entries[op.key] = entry
             if former is not None:
-                self._drop_members(former)
+                self._drop_members(op.key, former)
         self._packets.flush()
         return failures
 
     def delete(self, ops: Sequence[Op]) -> list[Failure]:
         """Remove sets, unless a frontend still leads to them."""
         failures: list[Failure] = []
-        gone: list[SetEntry] = []
+        gone: list[tuple[SetKey, SetEntry]] = []
         for op in ops:
             if self.frontends[op.key] > 0:
                 failures.append(Failure(op, "a frontend that could not be removed still leads to it"))
             elif op.key in self.entries:
-                gone.append(self.entries.pop(op.key))
-        for entry in gone:
+                gone.append((op.key, self.entries.pop(op.key)))
+        for _, entry in gone:
             self._words[entry.id] = 0
-        delete_rows(self._names, [codec.U32.pack(entry.id) for entry in gone])
-        for entry in gone:
-            self._discard(entry)
+        delete_rows(self._names, [codec.U32.pack(entry.id) for _, entry in gone])
+        for key, entry in gone:
+            self._discard(key, entry)
         return failures
 
     def _stage(self, key: SetKey, row: SetRow) -> tuple[SetEntry, int]:
         """Write all that the set's word is to lead to."""
         former = self.entries.get(key)
-        ids = self.backends.acquire(row.backends)
+        ids = self.backends.acquire(key.service_port, row.backends)
         table_log2 = maglev.table_log2(len(ids)) if row.scheduler is Scheduler.MAGLEV else 0
         table = 1 << table_log2 if table_log2 else 0
         held = list(row.backends)
         length = table + len(ids) + 1 + len(row.draining)
         base = -1
         try:
-            draining = self.backends.acquire(row.draining)
+            draining = self.backends.acquire(key.service_port, row.draining)
             held += row.draining
             base = self._extents.allocate(length)
             set_id = self._ids.allocate() if former is None else former.id
         except TableFullError:
-            self.backends.release(held)
+            self.backends.release(key.service_port, held)
             if base >= 0:
                 self._extents.free(base, length)
             raise
@@ -228,13 +235,12 @@ class SetTable:
         entry = SetEntry(set_id, row, base, length)
         return entry, codec.encode_set(row, base, table_log2)
 
-    def _drop_members(self, entry: SetEntry) -> None:
-        self.backends.release(entry.row.backends)
-        self.backends.release(entry.row.draining)
+    def _drop_members(self, key: SetKey, entry: SetEntry) -> None:
+        self.backends.release(key.service_port, [*entry.row.backends, *entry.row.draining])
         self._extents.free(entry.base, entry.length)
 
-    def _discard(self, entry: SetEntry) -> None:
-        self._drop_members(entry)
+    def _discard(self, key: SetKey, entry: SetEntry) -> None:
+        self._drop_members(key, entry)
         self._ids.free(entry.id)
 
 

@@ -44,6 +44,9 @@ class BackendView(Struct, frozen=True):
     """One backend. `connections` counts those that were given to it since it got its id."""
 
     id: int
+    service: str
+    port_name: str
+    """Of the Service: a pod behind two of them is two backends."""
     address: str
     port: int
     protocol: str
@@ -149,14 +152,21 @@ class View:
 
     def backends(self) -> list[BackendView]:
         """All backends, by id."""
-        entries = sorted(self._snapshot.backends.items(), key=lambda item: item[1].id)
-        counters = self._stats("backend_stats", [entry.id for _, entry in entries])
+        entries = [
+            (owner, backend, entry)
+            for owner, entries in self._snapshot.backends.items()
+            for backend, entry in entries.items()
+        ]
+        entries.sort(key=lambda item: item[2].id)
+        counters = self._stats("backend_stats", [entry.id for _, _, entry in entries])
         views = []
-        for backend, entry in entries:
+        for owner, backend, entry in entries:
             connections, packets, octets = counters[entry.id]
             views.append(
                 BackendView(
                     id=entry.id,
+                    service=str(owner.service),
+                    port_name=owner.port,
                     address=format_address(backend.address),
                     port=backend.port,
                     protocol=backend.protocol.name,
@@ -192,7 +202,7 @@ class View:
             bytes=_total(counters[2] for counters in frontends),
             frontends=len(self._snapshot.frontends),
             sets=len(self._snapshot.sets),
-            backends=len(self._snapshot.backends),
+            backends=sum(map(len, self._snapshot.backends.values())),
             node_addresses=sorted(str(address) for address in self._snapshot.node_addresses),
             map_sizes={name: map_.max_entries for name, map_ in self._maps.items() if map_.max_entries},
             map_rows=self._rows(),
@@ -209,7 +219,7 @@ class View:
             "frontends4": frontends["frontends4"],
             "frontends6": frontends["frontends6"],
             "sets": len(self._snapshot.sets),
-            "backends": len(self._snapshot.backends),
+            "backends": sum(map(len, self._snapshot.backends.values())),
             "node_addresses": len(self._snapshot.node_addresses),
             **counted,
         }

@@ -8,6 +8,7 @@ proxier that a single Service asks for does not touch it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
@@ -25,6 +26,8 @@ from bpfproxy.proxiers.nftables.proxier import NftablesProxier
 from bpfproxy.proxiers.nftables.render import NftablesRenderer
 
 _MARKER: Final = "nftables"
+_OLDEST: Final = "1.0.1"
+"""Of nft, as for kube-proxy in this mode."""
 _FORWARDING: Final = {
     "net/ipv4/ip_forward": "clients outside this node reach no pods",
     "net/ipv6/conf/all/forwarding": "clients outside this node reach no pods by IPv6",
@@ -93,16 +96,18 @@ def _tool() -> Iterator[Finding]:
     held = f"missing: {', '.join(missing)}" if missing else f"held: {', '.join(privileges.CAPABILITIES)}"
     yield Finding("capabilities", not missing, held, consequence, required=True)
     try:
-        tool = f"nft {nft.version()}"
+        version = nft.version()
+        tables = ", ".join(_tables()) or "no tables yet"
     except BpfproxyError as error:
         yield Finding("nftables", False, str(error), consequence, required=True)
         return
-    try:
-        tables = _tables()
-    except BpfproxyError as error:
-        yield Finding("nftables", False, f"{tool}; {error}", consequence, required=True)
-    else:
-        yield Finding("nftables", True, f"{tool}; {', '.join(tables) or 'no tables yet'}", consequence, required=True)
+    new_enough = _numbers(version) >= _numbers(_OLDEST)
+    detail = f"nft {version}; {tables}" if new_enough else f"nft {version}: expected {_OLDEST} or later"
+    yield Finding("nftables", new_enough, detail, consequence, required=True)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def _forwarding() -> Iterator[Finding]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
 from bpfproxy.model.address import Family, format_address
 from bpfproxy.model.frontend import Backend, ServicePortName
+from bpfproxy.model.service import ObjectName
 
 TABLE: Final = "kube-proxy"
 FAMILIES: Final[dict[Family, str]] = {4: "ip", 6: "ip6"}
@@ -66,6 +68,25 @@ def path_of(chain: str) -> str:
 def comment_of(name: ServicePortName) -> str:
     """A ServicePort in comments: `ns1/svc1:p80`."""
     return quotable(f"{name.service}:{name.port}" if name.port else str(name.service))
+
+
+def owner(service: ObjectName) -> str:
+    """A Service in the comment of an address that is its own: `ns1/svc1`."""
+    return quotable(str(service)).replace(" ", "_")
+
+
+def owners_comment(owners: Iterable[str]) -> str:
+    """Services that share an address, as far as a comment can hold them; `owners_of` is the inverse."""
+    comment = ""
+    for owner in sorted(owners):
+        longer = f"{comment} {owner}" if comment else owner
+        comment = longer if len(longer) <= _COMMENT_MAX else comment
+    return comment
+
+
+def owners_of(comment: str) -> list[str]:
+    """See `owners_comment`; one without a name if nobody is named."""
+    return comment.split(" ")
 
 
 def quotable(text: str) -> str:

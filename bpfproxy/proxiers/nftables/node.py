@@ -112,10 +112,11 @@ def _dispatch_chains(ip: str, *, everywhere: bool) -> dict[str, ChainRow]:
 
 
 def _masquerade_chains(how: Masquerading) -> dict[str, ChainRow]:
+    ports = f"{how.first}-{how.last}" if how.first < how.last else str(how.first)
     masquerading = (
         f"mark and {how.mark:#x} == 0 return",
         f"mark set mark xor {how.mark:#x}",
-        f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{how.first}-{how.last} fully-random",
+        f"meta l4proto {{ tcp, udp, sctp }} masquerade to :{ports} fully-random",
         "masquerade fully-random",
     )
     return {

@@ -84,9 +84,13 @@ def _elements(family: Family, fields: Mapping[str, Any]) -> dict[Key, Row]:
         comment = ""
         if isinstance(value, dict) and "elem" in value:
             value, comment = value["elem"]["val"], value["elem"].get("comment", "")
-        owner, comment = (comment, "") if name == names.CLUSTER_IPS else ("", comment)
-        key = ElementKey(family, name, _element(value), owner)
-        rows[key] = ElementRow(_verdict(verdict) if verdict is not None else "", comment)
+        if name == names.CLUSTER_IPS:
+            rows.update(
+                (ElementKey(family, name, _element(value), one), ElementRow()) for one in names.owners_of(comment)
+            )
+            continue
+        text = _verdict(verdict) if verdict is not None else ""
+        rows[ElementKey(family, name, _element(value))] = ElementRow(text, comment)
     return rows
 
 
@@ -114,6 +118,8 @@ def _rule(fields: Mapping[str, Any]) -> str:
 
 def _statement(item: Any) -> str:
     match item:
+        case {"match": {"op": "==", "left": left, "right": {"prefix": {"addr": 0, "len": 1}}}} if left == _MARK:
+            return "mark and 0x80000000 == 0"  # which nft takes for a network
         case {"match": {"op": op, "left": left, "right": right}}:
             operator = "" if op == "in" or (op == "==" and "&" not in left) else f"{op} "
             return f"{_expression(left)} {operator}{_operand(right)}"
@@ -208,6 +214,8 @@ def _masquerade_port(port: Any) -> list[str]:
             return []
         case {"range": [first, last]}:
             return [f"to :{first}-{last}"]
+        case int():
+            return [f"to :{port}"]
     return [_unknown(port)]
 
 

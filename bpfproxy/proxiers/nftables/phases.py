@@ -23,7 +23,17 @@ _ELEMENTS: Final = {
     names.CLUSTER_IPS: (ADDRESS, STALE_ADDRESS),
     names.NODE_PORT_IPS: (ADDRESS, STALE_ADDRESS),
 }
-_HELPERS: Final = {names.MARK_MASQUERADE, names.MASQUERADING, names.REJECT}
+_HELPERS: Final = {
+    names.MARK_MASQUERADE,
+    names.MASQUERADING,
+    names.REJECT,
+    names.SERVICES,
+    names.SERVICE_ENDPOINTS_CHECK,
+    names.NODE_PORT_ENDPOINTS_CHECK,
+    names.FIREWALL_CHECK,
+    names.CLUSTER_IPS_CHECK,
+}
+"""Chains of the node that base chains lead to. None of them leads to another chain by its name."""
 _OF_SERVICES: Final = {
     names.ENDPOINT: (ENDPOINT, STALE_ENDPOINT),
     names.SERVICE: (POLICY, STALE_POLICY),

@@ -67,8 +67,8 @@ class NftablesProxier:
         """See `Proxier.read`. The kernel's listing is read only if somebody else has written rules since."""
         generation = nft.generation()
         if generation != self._generation:
-            self._rows = {}
-            self._owners, self._flows = {}, UdpFlows()
+            self._generation = None
+            self._rows, self._owners, self._flows = {}, {}, UdpFlows()
             for family, word in FAMILIES.items():
                 for key, row in rows_of(family, nft.list_table(word, TABLE) or ()).items():
                     self._remember(key, row)

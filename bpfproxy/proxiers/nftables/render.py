@@ -170,7 +170,7 @@ class _Port:
 
     def _cluster_ip(self, frontend: Frontend, spec: FrontendSpec, masquerade: dict[Pool, list[str]]) -> None:
         address = format_address(frontend.address)
-        self._rows[ElementKey(self._family, names.CLUSTER_IPS, address, str(self._name.service))] = ElementRow()
+        self._rows[ElementKey(self._family, names.CLUSTER_IPS, address, names.owner(self._name.service))] = ElementRow()
         self._dispatch(frontend, spec, _POLICY_CHAINS[spec.pool] if spec.backends else None)
         if not spec.backends or spec.masquerade is Masquerade.NEVER:
             return

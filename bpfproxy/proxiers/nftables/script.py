@@ -20,8 +20,8 @@ _DECLARE, _WRITE, _DELETE_ELEMENT, _EMPTY, _DELETE_SET, _DELETE_CHAIN = range(6)
 class Script:
     """Commands, and for each the op that it is for.
 
-    `applied` is what the kernel holds, `owners` the Services that asked for a ClusterIP: more than one
-    may. Neither is changed.
+    `applied` is what the kernel holds, `owners` the Services that asked for a ClusterIP: more than one may. Neither is
+    changed.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Script:
         self._steps: list[list[tuple[str, Op]]] = [[] for _ in range(6)]
         self._shared: dict[Place, Op] = {}
         self.owners: dict[Place, list[str]] = {}
-        """Of the ClusterIPs that the ops are about, afterwards. The first is named in the kernel."""
+        """Of the ClusterIPs that the ops are about, afterwards."""
         families: dict[Family, Op] = {}
         for op in ops:
             families.setdefault(op.key.family, op)
@@ -85,14 +85,14 @@ class Script:
     def _share(self, place: Place, op: Op) -> None:
         """Bring the kernel's element in line with who asks for it."""
         family, element = place
-        before, after = list(self._before.get(place, ())), self.owners[place]
-        if before[:1] == after[:1]:
+        before, after = self._before.get(place, ()), self.owners[place]
+        if before and after and names.owners_comment(before) == names.owners_comment(after):
             return
         where = f"{FAMILIES[family]} {TABLE} {names.CLUSTER_IPS}"
         if before:
             self._put(_WRITE if after else _DELETE_ELEMENT, f"delete element {where} {{ {element} }}", op)
         if after:
-            self._put(_WRITE, f'add element {where} {{ {element} comment "{after[0]}" }}', op)
+            self._put(_WRITE, f'add element {where} {{ {element} comment "{names.owners_comment(after)}" }}', op)
 
     def _chain(self, op: Op, where: str) -> None:
         row: ChainRow | None = op.row

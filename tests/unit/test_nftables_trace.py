@@ -1,0 +1,99 @@
+"""Each case of the lab, traced through the rendered rows: every client, every frontend, both families."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpfproxy.api import plan_manifests
+from bpfproxy.config import Settings
+from bpfproxy.lab import cases, manifests
+from bpfproxy.lab.cases import Case, Probe, Via
+from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
+from bpfproxy.proxiers.base import Rows
+from bpfproxy.proxiers.nftables import lifecycle
+from tests.unit import rule_oracle
+from tests.unit.rule_tracer import Packet, Tracer
+
+FAMILIES: tuple[Family, ...] = (4, 6)
+VIAS: tuple[Via, ...] = ("ClusterIP", "NodePort", "ExternalIP", "LoadBalancer")
+ANSWERS = {"refused": "reject", "dropped": "drop", "untouched": ""}
+
+
+def render(directory: Path, node: str, detector: bool) -> Rows:
+    """The rows of a node that serves all cases."""
+    manifests.write(directory, "nodes", manifests.nodes())
+    for case in cases.load():
+        manifests.write(directory, case.name, manifests.objects(case))
+    settings = Settings(manifests=(directory,), node_name=node, cluster_cidr=CLUSTER_CIDRS if detector else ())
+    plan, renderer = plan_manifests(settings), lifecycle.renderer(settings)
+    rows = dict(renderer.render_node(plan.node))
+    for service in plan.services.values():
+        rows |= renderer.render(service)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Rows]:
+    directory = tmp_path_factory.mktemp("manifests")
+    return {(node, detector): render(directory, node, detector) for node in NODES for detector in (True, False)}
+
+
+def probes(case: Case, family: Family) -> Iterator[Probe]:
+    yield from cases.outside_probes(case, family)
+    yield from cases.probes(case, family)
+
+
+def local(node: str, family: Family) -> frozenset[str]:
+    net = NODES[node]
+    if family == 4:
+        return frozenset({SPOTS[node].v4, net.gateway4, "127.0.0.1"})
+    return frozenset({SPOTS[node].v6, net.gateway6, "::1"})
+
+
+def packet_of(probe: Probe) -> Packet:
+    address, port = probe.case.frontend(probe.via, probe.port, probe.client, probe.family)
+    source = PLACES[probe.client].address(probe.family)
+    return Packet(source, address, probe.port.protocol.lower(), port)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("case", cases.load(), ids=lambda case: case.name)
+def test_case(rendered: dict[tuple[str, bool], Rows], case: Case, family: Family) -> None:
+    for probe in probes(case, family):
+        client = PLACES[probe.client]
+        tracer = Tracer(rendered[client.entry, case.detector], family, local(client.entry, family))
+        expected = rule_oracle.expect(probe)
+        fates = tracer.trace(packet_of(probe), from_node=client.kind == "node")
+        if expected.answer != "answered":
+            assert {(fate.verdict, fate.translated) for fate in fates} == {(ANSWERS[expected.answer], False)}, probe
+            continue
+        assert {fate.verdict for fate in fates} == {""}, probe
+        seen = {(fate.destination, fate.port): fate.masqueraded for fate in fates}
+        servers = {place: SPOTS[place] for place in expected.places}
+        assert seen == {
+            # What is delivered on the node does not leave it.
+            (server.address(family), expected.port): rule_oracle.masqueraded(probe, server)
+            and (server.name != client.entry or client.kind == "node")
+            for server in servers.values()
+        }, probe
+        assert {fate.mark for fate in fates if fate.destination not in tracer.local} <= {0}, probe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_affinity_is_shared_by_all_frontends(rendered: dict[tuple[str, bool], Rows], family: Family) -> None:
+    case = cases.case("affinity")
+    client = SPOTS["client"].address(family)
+    ends = []
+    for via in VIAS:
+        tracer = Tracer(rendered["node1", True], family, local("node1", family))
+        packet = packet_of(Probe(case, via, case.service.ports[0], "client", family, "tcp"))
+        assert len(tracer.trace(packet, from_node=False)) == 4
+        sets = sorted(tracer.affinities)
+        assert len(sets) == 4
+        tracer.affinities = {sets[0]: {client}}
+        [fate] = tracer.trace(packet, from_node=False)
+        ends.append(fate.destination)
+    assert len(set(ends)) == 1
