@@ -33,13 +33,13 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
         "tests/lab/datapath/test_device.py::test_programs_of_either_loader_run[clsact-bcc]",
         "tests/lab/datapath/test_device.py::test_programs_of_either_loader_run[clsact-prebuilt]",
     ),
-    "packet tables: TCP to local and remote backends": ("tests/packet/test_forward.py",),
+    "packet tables: TCP by a ClusterIP to local and remote backends": ("tests/packet/test_forward.py",),
     "lab: an agent serves pods and a node, goes, and comes back": (
         "tests/lab/test_lifecycle.py::test_two_nodes_side_by_side",
     ),
 }
 """Groups of tests, by what they show."""
-_ONLY: Final = "not UDP and not SCTP and not LOAD_BALANCER and not EXTERNAL_IP"
+_ONLY: Final = "not UDP and not SCTP and not LOAD_BALANCER and not EXTERNAL_IP and not NODE_PORT"
 _TIMEOUT: Final = 3600.0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -28,10 +29,15 @@ class Survey(Struct):
     facts: list[Fact]
 
 
+_IPVS: Final = ("ipvs", "ipset")
+
+
 def take() -> Survey:
     """Ask this kernel."""
-    findings = api.check(Settings())
-    return Survey(platform.release(), [Fact(f.name, f.available, f.consequence, f.required) for f in findings])
+    facts = [Fact(one.name, one.available, one.consequence, one.required) for one in api.check(Settings())]
+    ipvs = [one for one in api.check(Settings(proxy_mode="ipvs")) if one.name in _IPVS]
+    facts += [Fact(one.name, one.available, "no --proxy-mode ipvs", required=False) for one in ipvs]
+    return Survey(platform.release(), facts)
 
 
 if __name__ == "__main__":
