@@ -33,9 +33,7 @@ SETTINGS = Settings(node_name="n1", cluster_cidr=("10.1.0.0/16",))
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name: str) -> None:
-    plan = plan_manifests(
-        Settings(manifests=(GOLDEN / f"{name}.yaml",), node_name="n1", cluster_cidr=("10.1.0.0/16",))
-    )
+    plan = plan_manifests(Settings(manifests=(GOLDEN / f"{name}.yaml",), node_name="n1", cluster_cidr=("10.1.0.0/16",)))
     renderer = lifecycle.renderer(SETTINGS)
     found = [
         " | ".join(renderer.describe(key, row))

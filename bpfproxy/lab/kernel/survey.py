@@ -1,4 +1,5 @@
-"""`python -m bpfproxy.lab.kernel.survey FILE`: what `bpfproxy check` finds on the kernel that it runs on, as JSON."""
+"""`python -m bpfproxy.lab.kernel.survey FILE`: what `bpfproxy check` finds on the kernel that it runs on, as JSON.
+Its status is 1 if no agent runs there."""
 
 from __future__ import annotations
 
@@ -41,4 +42,6 @@ def take() -> Survey:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(msgspec.json.encode(take()))
+    survey = take()
+    Path(sys.argv[1]).write_bytes(msgspec.json.encode(survey))
+    sys.exit(any(fact.required and not fact.available for fact in survey.facts))

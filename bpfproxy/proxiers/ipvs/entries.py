@@ -39,6 +39,7 @@ class EntryTable:
     ) -> Iterator[tuple[EntryKey, bool]]:
         """The rows of all entries of our sets, whose `contents` are by family and name; False: one is not at all of
         the addresses `nodes`, or at others."""
+        former = self.spread_keys()
         self._places = {}
         spread: defaultdict[EntryKey, set[Address]] = defaultdict(set)
         for (family, name), content in contents.items():
@@ -49,6 +50,10 @@ class EntryTable:
                 else:
                     self._places[key] = {entry.address}
                     yield key, True
+        for key in former:
+            # On a node without an address of the family it is nowhere in the kernel.
+            if not any(len(address) == len(key.address) for address in nodes):
+                spread[key] |= set()
         for key, places in spread.items():
             self._places[key] = places
             yield key, places == {address for address in nodes if len(address) == len(key.address)}

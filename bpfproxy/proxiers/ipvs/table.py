@@ -52,15 +52,23 @@ class ServerTable:
         """All rows. The entries have been read before, and `nodes` is up to date."""
         self.look_at_addresses()
         kernel = self._assign(dict(self._servers.all()))
-        self._rows, self._loops = {}, Counter()
-        self._reals.clear()
+        rows, reals = self._rows, self._reals
+        self._rows, self._reals, self._loops = {}, defaultdict(dict), Counter()
         for key, at in kernel.items():
-            rows = set(at.values())
-            row = min(rows, key=repr)
-            complete = len(rows) == 1 and at.keys() == self._wanted(key, kernel) and self._has_vip(key)
+            found = set(at.values())
+            row = min(found, key=repr)
+            complete = len(found) == 1 and at.keys() == self._wanted(key, kernel) and self._has_vip(key)
             self._rows[key] = ServerRow(row.scheduler, row.affinity_timeout, complete)
             yield key, self._rows[key]
             yield from self._read_reals(key)
+        # A NodePort on a node without an address for it is nowhere in the kernel.
+        for key in self._entries.claims() & rows.keys() - kernel.keys():
+            if not self._wanted(key, kernel):
+                self._rows[key] = rows[key]
+                yield key, rows[key]
+                for place, real in reals[key].items():
+                    self._hold(key, place, real)
+                    yield RealKey(key, *place), real
 
     def look_at_addresses(self) -> None:
         """Learn where addresses are, before something is written."""
