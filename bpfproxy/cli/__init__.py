@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from importlib.metadata import entry_points
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -24,15 +25,22 @@ _COMMANDS = {
 }
 
 
+_MORE: Final = "bpfproxy.commands"
+"""Group of entry points: commands of packages above this one."""
+
+
 class _Commands(click.Group):
-    """Loads `bpfproxy.cli.MODULE` for a command, and turns what it raises into one line and an exit status."""
+    """Loads `bpfproxy.cli.MODULE` for a command, or an entry point, and turns what it raises into one line and an exit
+    status."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return [*_COMMANDS, *sorted(entry_points(group=_MORE).names)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
-            return None
+            more = entry_points(group=_MORE, name=cmd_name)
+            loaded: click.Command | None = next(iter(more)).load() if more else None
+            return loaded
         module, _, attribute = _COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(f"{__name__}.{module}"), attribute)
         return command

@@ -8,14 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bpfproxy.lab import oracle
 from bpfproxy.lab.cases import Probe
-from bpfproxy.lab.oracle import Expected
+from bpfproxy.lab.oracle import Expected, Mode
 from bpfproxy.lab.place import Outcome, Place, Reply
 
 _PER_PLACE = 16
 """Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
 
 
-def send_all(places: Mapping[str, Place], probes: Iterable[Probe]) -> list[tuple[Probe, Expected, list[Outcome]]]:
+def send_all(
+    places: Mapping[str, Place], probes: Iterable[Probe], mode: Mode = "ebpf"
+) -> list[tuple[Probe, Expected, list[Outcome]]]:
     """Send probes, each with the expectation of the oracle: all clients at the same time, but one after another where
     backends take turns."""
 
@@ -23,7 +25,7 @@ def send_all(places: Mapping[str, Place], probes: Iterable[Probe]) -> list[tuple
         return [
             (probe, expected, send(places, probe, expected))
             for probe in one_after_another
-            for expected in (oracle.expect(probe),)
+            for expected in (oracle.expect(probe, mode),)
         ]
 
     groups: defaultdict[str, list[Probe]] = defaultdict(list)
@@ -41,7 +43,7 @@ def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[
     if expected.answer == "untouched":
         return place.request(probe.flow(timeout=0.2))
     if expected.answer != "answered":
-        if expected.error == "TIMEOUT":
+        if "TIMEOUT" in expected.errors:
             return place.request(probe.flow(timeout=0.25), sockets=2, together=True)
         # One refusal of TCP may take a second: the first comes back while connect() still holds the socket.
         return place.request(probe.flow(), sockets=1 if expected.by_packet else 4)
@@ -58,7 +60,8 @@ def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> li
     if expected.answer == "untouched":
         return [f"answered, though it is no frontend: {one}" for one in outcomes if one.reply]
     if expected.answer != "answered":
-        return _unlike("outcome", expected.error, [one.error or f"answer of {one.reply}" for one in outcomes])
+        wrong = {one.error or f"answer of {one.reply}" for one in outcomes} - expected.errors
+        return [f"outcome: {one}, not {' or '.join(sorted(expected.errors))}" for one in sorted(wrong)]
     failed = Counter(one.error for one in outcomes if one.error)
     if failed:
         return [f"{failed.total()} of {len(outcomes)} requests failed: {dict(failed)}"]
@@ -78,10 +81,10 @@ def _unlike(what: str, wanted: object, seen: Sequence[object]) -> list[str]:
 
 def _sources(expected: Expected, replies: Sequence[Reply]) -> list[str]:
     seen = {(reply.place, reply.peer[0]) for reply in replies if reply.place in expected.sources}
-    wrong = {(place, peer) for place, peer in seen if peer != expected.sources[place]}
     return [
-        f"client as the server sees it: {peer} in {place}, not {expected.sources[place]}"
-        for place, peer in sorted(wrong)
+        f"client as the server sees it: {peer} in {place}, not {' or '.join(sorted(expected.sources[place]))}"
+        for place, peer in sorted(seen)
+        if peer not in expected.sources[place]
     ]
 
 

@@ -1,7 +1,8 @@
 """What has to come out, by the semantics and by nothing else: written from their page, not from a proxier.
 
-Numbers in comments are the rules'. Clients are pods and nodes whose processes the agent's hooks see (socket level), and
-pods and outside clients whose packets are translated on the way (packet level).
+Numbers in comments are the rules'. A proxier of mode `ebpf` has hooks, which see the sockets of pods and nodes (socket
+level); the packets of everybody else, and of everybody in the other modes, are translated on the way (packet level).
+Where a mode is known to do otherwise than the page says, the expectation is what it does, and names the divergence.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from typing import Literal
+from typing import Final, Literal
 
 from bpfproxy.lab.cases import Case, Endpoint, Probe
-from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Spot
+from bpfproxy.lab.divergences import Divergence
+from bpfproxy.lab.layout import NODES, PLACES, SERVED_PORTS, SPOTS, Spot
+
+Mode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
+"""A proxier; `kube-proxy` is judged as one of its mode."""
 
 Answer = Literal["answered", "refused", "unreachable", "dropped", "untouched"]
 """`unreachable` is how a hook says what is `dropped` at packet level.
@@ -22,6 +27,9 @@ _NOT_OURS = {"service.kubernetes.io/service-proxy-name", "service.kubernetes.io/
 """Labels of Services and slices that are not for this proxy (6)."""
 
 ERRORS: dict[Answer, str] = {"refused": "ECONNREFUSED", "unreachable": "EHOSTUNREACH", "dropped": "TIMEOUT"}
+
+_LOOPBACK_NODE_PORTS: Final[dict[Mode, tuple[int, ...]]] = {"ebpf": (4, 6), "iptables": (4,), "userspace": (4, 6)}
+"""Families in which NodePorts answer on the loopback address."""
 
 
 @dataclass(frozen=True)
@@ -35,111 +43,192 @@ class Expected:
     """The server's port."""
     peer: tuple[str, int] | None = None
     """Whom the client's socket shows as its peer: the frontend, never the backend."""
-    sources: Mapping[str, str] = field(default_factory=dict)
-    """Whom the server in each place sees: the client's own address, or that of a node."""
-    told: bool = True
-    """If it is turned away: whether the client's socket hears of it."""
+    sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Whom the server in each place may see: the client's own address, or one of a node's."""
+    errors: frozenset[str] = frozenset()
+    """What the client's socket may say if it is turned away."""
     by_packet: bool = False
     """No hook sees the client."""
-
-    @property
-    def error(self) -> str:
-        """What the client's socket says if it is turned away."""
-        return ERRORS[self.answer] if self.told else "TIMEOUT"
-
     sticky: bool = False
     """All requests of a client go to one place, by whatever frontend of the port."""
     even: bool = False
     """Places take turns."""
+    divergences: frozenset[Divergence] = frozenset()
+    """Where this is not what the page says."""
 
 
-def expect(probe: Probe) -> Expected:
+def expect(probe: Probe, mode: Mode = "ebpf") -> Expected:
     """The expectation for one probe."""
-    case = probe.case
-    if not _has_frontend(probe):
-        return Expected("untouched")
-    if not _admitted(probe):
-        return Expected("dropped")
-    usable = _usable(probe)
-    if isinstance(usable, str):
+    return _Judge(probe, mode).expect()
+
+
+def masquerades(probe: Probe, server: Spot, mode: Mode) -> bool:
+    """Whether the client's address is to be replaced on the way to a server. What comes from elsewhere and is delivered
+    on the node itself is not sent on."""
+    judge = _Judge(probe, mode)
+    delivered = server.name == judge.client.entry and judge.client.kind != "node"
+    return judge.masqueraded(server) and not delivered
+
+
+class _Judge:
+    """Of one probe."""
+
+    def __init__(self, probe: Probe, mode: Mode) -> None:
+        self.probe = probe
+        self.mode = mode
+        self.case = probe.case
+        self.service = probe.case.service
+        self.client = PLACES[probe.client]
+        self.by_packet = mode != "ebpf" or self.client.kind == "client" or bool(self.client.home)
+        kind = self.client.kind
+        self.inside = kind == "node" or (kind == "pod" and probe.case.detector)
+        """Whether the client counts as one in the cluster: pods do if the agent can tell them (9)."""
+        self.divergences: set[Divergence] = set()
+
+    def expect(self) -> Expected:
+        if not self.has_frontend():
+            return self.turned_away("untouched")
+        if not self.admitted():
+            return self.turned_away("dropped")
+        usable = self.usable()
+        if isinstance(usable, str):
+            return self.turned_away(usable)
+        probe, service = self.probe, self.service
+        if probe.port.target not in SERVED_PORTS:
+            return self.closed_port()
+        if all(self.answers_past_the_node(SPOTS[endpoint.at]) for endpoint in usable):
+            return self.turned_away("dropped")
+        address, port = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
+        return Expected(
+            "answered",
+            frozenset(endpoint.at for endpoint in usable),
+            probe.port.target,
+            peer=(f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port),
+            sources={endpoint.at: self.sources(SPOTS[endpoint.at]) for endpoint in usable},
+            by_packet=self.by_packet,
+            sticky=service.affinity > 0,  # 15
+            # Packets of two flows may meet on two CPUs, which then take one turn together.
+            even=service.scheduler == "round-robin" and not service.affinity and not self.by_packet,
+            divergences=frozenset(self.divergences),
+        )
+
+    def turned_away(self, answer: Answer) -> Expected:
+        datagrams = self.by_packet and self.probe.talk.startswith("udp")
         # An unconnected socket is not told of ICMP errors.
-        told = not (_by_packet(probe) and probe.talk.startswith("udp-unconnected"))
-        return Expected(usable, told=told, by_packet=_by_packet(probe))
-    address, port = case.frontend(probe.via, probe.port, probe.client, probe.family)
-    return Expected(
-        "answered",
-        frozenset(endpoint.at for endpoint in usable),
-        probe.port.target,
-        peer=(f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port),
-        sources={endpoint.at: _source(probe, SPOTS[endpoint.at]) for endpoint in usable},
-        sticky=case.service.affinity > 0,  # 15
-        # Packets of two flows may meet on two CPUs, which then take one turn together.
-        even=case.service.scheduler == "round-robin" and not case.service.affinity and not _by_packet(probe),
-    )
+        told = not (datagrams and self.probe.talk.startswith("udp-unconnected"))
+        errors = {ERRORS.get(answer, "") if told else "TIMEOUT"}
+        if datagrams and self.client.kind == "node":
+            errors.add("EPERM")  # a rule of the sender's own node stops a datagram while it is being sent
+        return Expected(
+            answer, errors=frozenset(errors), by_packet=self.by_packet, divergences=frozenset(self.divergences)
+        )
 
+    def closed_port(self) -> Expected:
+        """Nobody listens on the target: the backend's own refusal comes back."""
+        if self.mode != "userspace":
+            return self.turned_away("refused")
+        self.divergences.add("accepts-first")
+        error = "TIMEOUT" if self.probe.talk.startswith("udp") else "ECONNRESET"
+        return Expected("refused", errors=frozenset((error,)), by_packet=True, divergences=frozenset(self.divergences))
 
-def _has_frontend(probe: Probe) -> bool:
-    service = probe.case.service
-    return (
-        not service.headless  # 6
-        and service.type != "ExternalName"
-        and not service.labels.keys() & _NOT_OURS
-        and not (probe.via == "LoadBalancer" and service.ip_mode == "Proxy")
-        and probe.family in service.families  # 18
-        and not (probe.via == "localhost" and PLACES[probe.client].kind != "node")  # 14: the pod's own loopback
-    )
+    def has_frontend(self) -> bool:
+        probe, service = self.probe, self.service
+        if (
+            service.headless  # 6
+            or service.type == "ExternalName"
+            or service.labels.keys() & _NOT_OURS
+            or (probe.via == "LoadBalancer" and service.ip_mode == "Proxy")
+            or probe.family not in service.families  # 18
+            or (probe.via == "localhost" and self.client.kind != "node")  # 14: the pod's own loopback
+        ):
+            return False
+        if probe.via == "localhost" and probe.family not in _LOOPBACK_NODE_PORTS.get(self.mode, ()):
+            self.divergences.add("no-loopback-node-ports")
+            return False
+        return True
 
+    def usable(self) -> list[Endpoint] | Answer:
+        """Endpoints that may answer, or how the client is turned away."""
+        entry = self.client.entry
+        everywhere = _cluster_set(self.case, entry)
+        local = _fallback([endpoint for endpoint in _endpoints(self.case) if SPOTS[endpoint.at].node == entry])  # 2
+        if self.probe.via == "ClusterIP":
+            only_local = self.service.internal_policy == "Local"  # 10
+        elif self.service.external_policy == "Local":  # 9
+            only_local = bool(local) or not self.inside
+        else:
+            only_local = False  # 8
+        chosen = local if only_local else everywhere
+        if chosen:
+            return chosen
+        if not (only_local and everywhere):
+            return "refused"  # 11
+        if self.by_packet:
+            return "dropped"  # 10, 11
+        self.divergences.add("told-at-connect")
+        return "unreachable"
 
-def _usable(probe: Probe) -> list[Endpoint] | Answer:
-    """Endpoints that may answer, or how the client is turned away."""
-    case, client = probe.case, PLACES[probe.client]
-    everywhere = _cluster_set(case, client.entry)
-    local = _fallback([endpoint for endpoint in _endpoints(case) if SPOTS[endpoint.at].node == client.entry])  # 2
-    if probe.via == "ClusterIP":
-        only_local = case.service.internal_policy == "Local"  # 10
-    elif case.service.external_policy == "Local":  # 9
-        only_local = bool(local) or not _inside(probe)
-    else:
-        only_local = False  # 8
-    chosen = local if only_local else everywhere
-    if chosen:
-        return chosen
-    if only_local and everywhere:
-        return "dropped" if _by_packet(probe) else "unreachable"  # 10, 11
-    return "refused"  # 11
+    def admitted(self) -> bool:
+        """By the Service's source ranges (13)."""
+        ranges = [one for one in map(ip_network, self.service.source_ranges) if one.version == self.probe.family]
+        if not ranges or self.probe.via != "LoadBalancer":
+            return True
+        address = ip_address(self.client.address(self.probe.family))
+        if any(address in one for one in ranges):
+            return True
+        if self.mode == "ebpf" and (self.inside or not self.by_packet):
+            self.divergences.add("ranges-bind-outside-clients")
+            return True
+        return False
 
+    def sources(self, server: Spot) -> frozenset[str]:
+        """Whom the server sees."""
+        own = frozenset((self.client.address(self.probe.family),))
+        if self.mode == "userspace":
+            self.divergences.add("address-of-the-node")
+            return self.of_the_node(server)
+        if self.mode != "ebpf":
+            if not self.masqueraded(server):
+                return own
+            # What is delivered on the node does not leave it.
+            return own if server.name == self.client.entry else self.of_the_node(server)
+        if not self.by_packet:
+            if self.masqueraded(server):
+                self.divergences.add("no-masquerade-of-sockets")
+            return own
+        # It sees the node's address if it is the client itself (12), or elsewhere and would answer past the node.
+        if self.client.v4 == server.v4:
+            return self.of_the_node(server)
+        if not self.masqueraded(server):
+            return own
+        if server.node == self.client.entry:
+            self.divergences.add("address-kept")
+            return own
+        return self.of_the_node(server)
 
-def _by_packet(probe: Probe) -> bool:
-    client = PLACES[probe.client]
-    return client.kind == "client" or bool(client.home)
+    def answers_past_the_node(self, server: Spot) -> bool:
+        """Without masquerading (7: no local detector) the answer takes the straight way to a client outside, which
+        knows nothing of the server. Hooks and eBPF's packet level see to it that it does not."""
+        if self.mode in ("ebpf", "userspace") or self.client.kind != "client":
+            return False
+        return server.node != self.client.entry and not self.masqueraded(server)
 
+    def masqueraded(self, server: Spot) -> bool:
+        """By the page: hairpin (12), clients that are not local-detected (7), external addresses (8), the node (9)."""
+        if self.client.v4 == server.v4 and self.client.kind == "pod":
+            return True
+        if self.probe.via == "ClusterIP":
+            return self.case.detector and self.client.kind != "pod"
+        return self.service.external_policy == "Cluster" or self.client.kind == "node"
 
-def _inside(probe: Probe) -> bool:
-    """Whether the client counts as one in the cluster: pods do if the agent can tell them (9)."""
-    kind = PLACES[probe.client].kind
-    return kind == "node" or (kind == "pod" and probe.case.detector)
-
-
-def _admitted(probe: Probe) -> bool:
-    """By the Service's source ranges, which bind outside clients (13)."""
-    ranges = [one for one in map(ip_network, probe.case.service.source_ranges) if one.version == probe.family]
-    bound = ranges and probe.via == "LoadBalancer" and _by_packet(probe) and not _inside(probe)
-    return not bound or any(ip_address(PLACES[probe.client].address(probe.family)) in one for one in ranges)
-
-
-def _source(probe: Probe, server: Spot) -> str:
-    """Whom the server sees. Nothing is masqueraded at socket level. At packet level it sees the node's address on the
-    way to it if it is the client itself (12), or elsewhere and would answer past the node (7 to 9)."""
-    client, case = PLACES[probe.client], probe.case
-    if not _by_packet(probe):
-        return client.address(probe.family)
-    if client.v4 == server.v4:
-        net = NODES[client.node]
-        return net.gateway4 if probe.family == 4 else net.gateway6
-    always = probe.via != "ClusterIP" and case.service.external_policy == "Cluster"
-    if server.node != client.entry and (always or not _inside(probe)):
-        return SPOTS[client.entry].address(probe.family)
-    return client.address(probe.family)
+    def of_the_node(self, server: Spot) -> frozenset[str]:
+        """The addresses that the client's node may show towards a server: that of the device by which packets leave, or
+        the node's own."""
+        node, family = SPOTS[self.client.entry], self.probe.family
+        if server.node != node.name:
+            return frozenset((node.address(family),))
+        net = NODES[node.name]
+        return frozenset((net.gateway4 if family == 4 else net.gateway6, node.address(family)))
 
 
 def _endpoints(case: Case) -> tuple[Endpoint, ...]:

@@ -101,8 +101,10 @@ class Scene:
         wait_until(settled, timeout, f"{self.case.name} is answered by {wanted}")
 
     def vanish(self, timeout: float = 10.0) -> None:
-        """Wait until node1 does not answer for the Service any more."""
-        wait_until(lambda: self.ask(client="node1")[0].error == "ENETUNREACH", timeout, f"{self.case.name} is gone")
+        """Wait until node1 does not answer for the Service any more: its packets get lost on the way to nowhere."""
+        wait_until(
+            lambda: self.ask(client="node1", timeout=0.2)[0].error == "TIMEOUT", timeout, f"{self.case.name} is gone"
+        )
 
 
 def _talk(port: Port) -> Talk:

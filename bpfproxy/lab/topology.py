@@ -202,16 +202,19 @@ class Topology:
 
 
 _FORWARDING = {"ipv4.ip_forward": 1, "ipv6.conf.all.forwarding": 1}
-_QUICK_ADDRESSES = {
+_UNHURRIED = {
     "ipv6.conf.all.accept_dad": 0,
     "ipv6.conf.default.accept_dad": 0,
     "ipv6.conf.default.dad_transmits": 0,
+    # Every refusal is told, however many a client gets.
+    "ipv4.icmp_ratelimit": 0,
+    "ipv6.icmp.ratelimit": 0,
 }
 
 
 def _settle(namespace: str, sysctls: dict[str, int]) -> None:
     with netns.inside(namespace):
-        for key, value in {**_QUICK_ADDRESSES, **sysctls}.items():
+        for key, value in {**_UNHURRIED, **sysctls}.items():
             netns.set_sysctl(key, value)
 
 

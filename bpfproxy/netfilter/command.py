@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,7 +25,8 @@ FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 
 _LOCK_WAIT: Final = 5
 """Seconds to wait for the lock that all of the legacy variant's tools take."""
-_TIMEOUT: Final = 120.0
+_TIMEOUT: Final = 600.0
+"""Seconds; many thousands of chains take their time on a small machine."""
 _HINTS: Final = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 """Chains by which a kubelet shows which variant it uses."""
 _PATH: Final = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
@@ -45,9 +48,10 @@ class Iptables:
         name = f"{'iptables' if family == 4 else 'ip6tables'}-{variant}"
         self._save = _tool(f"{name}-save")
         self._restore = _tool(f"{name}-restore")
+        self._saved: dict[str, tuple[bytes, Tables]] = {}
 
     def save(self, tables: Iterable[str]) -> Tables:
-        """The `tables` that there are. Reading makes none. Raises DatapathError."""
+        """The `tables` that there are, not to be changed. Reading makes none. Raises DatapathError."""
         present = self._legacy_tables() if self.variant == "legacy" else None
         found: Tables = {}
         for table in tables:
@@ -55,15 +59,27 @@ class Iptables:
                 done = _run([self._save, "-t", table])
                 if done.returncode:
                     raise DatapathError(f"{Path(self._save).name} -t {table}: {_complaint(done)}")
-                found |= parse(done.stdout)
+                found |= self._parsed(table, done.stdout)
         return found
+
+    def _parsed(self, table: str, text: str) -> Tables:
+        """The same objects as the last time if nothing has changed: what is known of their rules by now stays known."""
+        digest = sha256()
+        for line in text.splitlines():
+            if not line.startswith("#"):
+                digest.update(line.partition(" [")[0].encode() if line.startswith(":") else line.encode())
+        before = self._saved.get(table)
+        if before is None or before[0] != digest.digest():
+            before = self._saved[table] = (digest.digest(), parse(text))
+        return before[1]
 
     def restore(self, text: str) -> None:
         """Carry out `text` in what is there already: each table's commit whole, or not at all and none after it.
-        Raises RestoreError."""
+        Raises RestoreError, DatapathError."""
         done = _run([self._restore, "--noflush", "-w", str(_LOCK_WAIT)], text)
         if done.returncode:
-            raise RestoreError(f"{Path(self._restore).name}: {_complaint(done)}")
+            error = DatapathError if "xtables lock" in done.stderr else RestoreError
+            raise error(f"{Path(self._restore).name}: {_complaint(done)}")
 
     def _legacy_tables(self) -> set[str]:
         """Those in use: the legacy tools make a table when it is looked at."""
@@ -79,6 +95,19 @@ def available() -> list[Variant]:
     return [
         variant for variant in VARIANTS if all(_find(f"{name}-{variant}-restore") for name in ("iptables", "ip6tables"))
     ]
+
+
+def families() -> list[Family]:
+    """The IP versions that this kernel speaks."""
+    return [family for family in FAMILIES if _speaks(family)]
+
+
+def _speaks(family: Family) -> bool:
+    try:
+        socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def choose(wanted: Literal["auto", "nft", "legacy"] = "auto") -> Variant:
@@ -109,10 +138,9 @@ def _tool(name: str) -> str:
 
 
 def _run(command: list[str], text: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "LC_ALL": "C", "PATH": _PATH}
     try:
-        return subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, env={"LC_ALL": "C", "PATH": _PATH}
-        )
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
     except subprocess.TimeoutExpired as error:
         raise DatapathError(f"{Path(command[0]).name} did not end within {_TIMEOUT:g} s") from error
 

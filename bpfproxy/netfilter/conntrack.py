@@ -63,6 +63,16 @@ def delete_stale(serving: Mapping[Endpoint, frozenset[Endpoint]]) -> int:
     return deleted
 
 
+def problem() -> str:
+    """Why flows cannot be looked at here, or empty."""
+    try:
+        with closing(NFCTSocket()) as conntrack:
+            conntrack.conntrack_max_size()
+    except (NetlinkError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def flows(family: Family) -> list[Flow]:
     """All UDP flows of a family. Raises NetlinkError."""
     with closing(NFCTSocket(nfgen_family=_AF[family])) as conntrack:

@@ -152,7 +152,10 @@ def _selector(name: str, value: str) -> str:
         value = value.lower()
         return "" if value in ("all", "0") else _PROTOCOLS.get(value, value)
     if name in ("-s", "-d"):
-        network = ipaddress.ip_network(value, strict=False)
+        try:
+            network = ipaddress.ip_network(value, strict=False)
+        except ValueError:  # the kernel takes masks with holes
+            return value
         return str(network) if network.prefixlen else ""
     return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import IPRoute
 
+from bpfproxy.errors import DatapathError
 from bpfproxy.lab import netns, remains
 from bpfproxy.model.address import Family, parse_address
 from bpfproxy.netfilter import conntrack
@@ -161,6 +163,17 @@ def test_a_refusal_is_one_line(tools: Iptables) -> None:
     assert "restore: " in str(raised.value)
 
 
+def test_a_lock_that_is_held_is_no_refusal_of_rules(
+    namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DatapathError, match="xtables lock") as raised:
+            Iptables(4, "legacy").restore("*nat\n:OWN-A - [0:0]\nCOMMIT\n")
+        assert not isinstance(raised.value, RestoreError)
+
+
 def test_looking_makes_no_table(tools: Iptables) -> None:
     found = tools.save(["nat", "filter", "mangle"])
     assert not any(chain.rules or not chain.built_in for chains in found.values() for chain in chains.values())
@@ -232,6 +245,10 @@ def test_flows_to_other_hosts_by_a_node_ports_number_stay(namespace: str) -> Non
         assert [flow.to[1] for flow in conntrack.flows(4)] == [30053]
         assert conntrack.delete_stale({(parse_address("0.0.0.0"), 30053): frozenset()}) == 0
         assert len(conntrack.flows(4)) == 1
+
+
+def test_conntrack_can_be_looked_at(namespace: str) -> None:
+    assert conntrack.problem() == ""
 
 
 def test_many_frontends_at_once(namespace: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
-from bpfproxy.lab import cases, manifests, netns, observe
+from bpfproxy.lab import cases, manifests, netns, observe, oracle
 from bpfproxy.lab.cases import Case, Port, Probe, Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, Family
@@ -19,7 +19,6 @@ from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.proxiers.base import Key, Row
 from bpfproxy.proxiers.nftables import lifecycle
-from tests.unit import rule_oracle
 
 HANDFUL = (
     "cluster-ip-shared-number",
@@ -67,11 +66,6 @@ def served() -> Iterator[Lab]:
         manifests.write(directory, "nodes", manifests.nodes())
         for name in HANDFUL:
             manifests.write(directory, name, manifests.objects(cases.case(name)))
-        for node in NODES:
-            # The kernel sends one ICMP error per second and host, and these tests are in a hurry.
-            with netns.inside(lab.topology.netns(node)):
-                netns.set_sysctl("ipv4.icmp_ratelimit", 0)
-                netns.set_sysctl("ipv6.icmp.ratelimit", 0)
         sync(lab, directory)
         yield lab
 
@@ -87,7 +81,7 @@ def probes(case: Case, family: Family) -> Iterator[Probe]:
 def check(lab: Lab, case: Case, family: Family) -> None:
     different = []
     for probe in probes(case, family):
-        expected = rule_oracle.expect(probe)
+        expected = oracle.expect(probe, "nftables")
         outcomes = observe.send(lab.places, probe, expected)
         different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
     assert not different, "\n" + "\n".join(different)

@@ -15,15 +15,19 @@ from hypothesis import strategies as st
 
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
+from bpfproxy.diff import diff
 from bpfproxy.model.address import format_address, parse_address
 from bpfproxy.model.frontend import NodePlan, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol
+from bpfproxy.netfilter.command import FAMILIES
 from bpfproxy.netfilter.rows import ChainKey, RuleKey, SharedChainKey
+from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.plan import plan_service
 from bpfproxy.proxiers.base import Key, Op, Row
 from bpfproxy.proxiers.iptables import lifecycle, names
-from bpfproxy.proxiers.iptables.rows import FlowsKey, SysctlKey
+from bpfproxy.proxiers.iptables.rows import FlowsKey, KubeLayout, SysctlKey
 from tests.unit import strategies
+from tests.unit.simtables import SimIptables
 
 GOLDEN = Path(__file__).parent / "golden" / "iptables"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.yaml"))
@@ -252,6 +256,23 @@ def test_phases_put_chains_before_what_leads_to_them(found: list[dict[Key, Row]]
                 if rule.target in made:
                     assert made[rule.target] < renderer.phase(Op(key, row))
                     assert gone[rule.target] > renderer.phase(Op(key, None))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(plans(), plans())
+def test_what_is_written_is_what_was_rendered(before: list[dict[Key, Row]], after: list[dict[Key, Row]]) -> None:
+    renderer = lifecycle.renderer(SETTINGS)
+    node = renderer.render_node(EVERYWHERE)
+    kernel = {family: SimIptables(family) for family in FAMILIES}
+    writer = RuleWriter(kernel, KubeLayout())
+    applied: dict[Key, Row] = {}
+    for services in (before, after, []):
+        wanted = {key: row for rows in (node, *services) for key, row in rows.items()}
+        wanted = {key: row for key, row in wanted.items() if not isinstance(key, FlowsKey | SysctlKey)}
+        ops = diff(applied, wanted, renderer.phase)
+        assert writer.apply([(op.key, op.row) for op in ops]) == []
+        assert RuleWriter(kernel, KubeLayout()).read() == wanted
+        applied = dict(wanted)
 
 
 def test_rows_are_told_to_people() -> None:

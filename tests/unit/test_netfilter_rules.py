@@ -65,6 +65,7 @@ DIFFERENT = [
     ("-p tcp -j A", "-p udp -j A"),
     ("-p tcp -m tcp --dport 80 -j A", "-p tcp -m tcp --sport 80 -j A"),
     ("-p tcp -m tcp --dport 80 -j A", "-p tcp -m tcp ! --dport 80 -j A"),
+    ("-s 10.0.0.1/255.0.0.255 -j A", "-s 10.0.0.1 -j A"),
     ("-j A", "-g A"),
     ("-j A", "-j B"),
     ('-m comment --comment "a" -j A', '-m comment --comment "b" -j A'),

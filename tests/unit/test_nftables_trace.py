@@ -9,12 +9,11 @@ import pytest
 
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
-from bpfproxy.lab import cases, manifests
+from bpfproxy.lab import cases, manifests, oracle
 from bpfproxy.lab.cases import Case, Probe, Via
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
 from bpfproxy.proxiers.base import Rows
 from bpfproxy.proxiers.nftables import lifecycle
-from tests.unit import rule_oracle
 from tests.unit.rule_tracer import Packet, Tracer
 
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -65,7 +64,7 @@ def test_case(rendered: dict[tuple[str, bool], Rows], case: Case, family: Family
     for probe in probes(case, family):
         client = PLACES[probe.client]
         tracer = Tracer(rendered[client.entry, case.detector], family, local(client.entry, family))
-        expected = rule_oracle.expect(probe)
+        expected = oracle.expect(probe, "nftables")
         fates = tracer.trace(packet_of(probe), from_node=client.kind == "node")
         if expected.answer != "answered":
             assert {(fate.verdict, fate.translated) for fate in fates} == {(ANSWERS[expected.answer], False)}, probe
@@ -74,9 +73,7 @@ def test_case(rendered: dict[tuple[str, bool], Rows], case: Case, family: Family
         seen = {(fate.destination, fate.port): fate.masqueraded for fate in fates}
         servers = {place: SPOTS[place] for place in expected.places}
         assert seen == {
-            # What is delivered on the node does not leave it.
-            (server.address(family), expected.port): rule_oracle.masqueraded(probe, server)
-            and (server.name != client.entry or client.kind == "node")
+            (server.address(family), expected.port): oracle.masquerades(probe, server, "nftables")
             for server in servers.values()
         }, probe
         assert {fate.mark for fate in fates if fate.destination not in tracer.local} <= {0}, probe

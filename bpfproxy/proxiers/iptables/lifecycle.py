@@ -22,8 +22,8 @@ from bpfproxy.events import emit
 from bpfproxy.model.address import Family
 from bpfproxy.model.device import DevicePlan
 from bpfproxy.model.finding import Finding
-from bpfproxy.netfilter import command, privileges, sysctl
-from bpfproxy.netfilter.command import FAMILIES, Iptables, Variant
+from bpfproxy.netfilter import command, conntrack, privileges, sysctl
+from bpfproxy.netfilter.command import Iptables, Variant
 from bpfproxy.netfilter.sysctl import Sysctls
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
@@ -58,7 +58,7 @@ def open_proxier(settings: Settings) -> IptablesProxier:
     state = _State(settings.state_dir)
     former = state.variants()
     variant = _variant(settings, former)
-    tools = {family: Iptables(family, variant) for family in FAMILIES}
+    tools = {family: Iptables(family, variant) for family in command.families()}
     if not former and settings.proxy_mode != IptablesProxier.name and (chain := _occupied(tools)):
         raise UnsupportedError(f"{chain} belongs to another proxy of this node: expected it to be cleaned up first")
     state.remember([variant, *(one for one in former if one != variant)])
@@ -92,6 +92,9 @@ def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
         found.append(Finding("iptables", True, f"{chosen}; installed: {installed}", "", required=True))
     except BpfproxyError as error:
         found.append(Finding("iptables", False, str(error), "rules cannot be written", required=True))
+    problem = conntrack.problem()
+    consequence = "UDP flows to endpoints that are gone go on until they time out"
+    found.append(Finding("conntrack", not problem, problem or "flows can be listed and ended", consequence))
     return [*found, *_parameters(settings)]
 
 
@@ -130,8 +133,13 @@ def cleanup(state_dir: Path) -> list[str]:
 
 def _remove_rules(variant: Variant) -> list[str]:
     """All rules and chains that are ours by name, a text each."""
-    writer = RuleWriter({family: Iptables(family, variant) for family in FAMILIES}, KubeLayout())
-    ops = sorted((Op(key, None) for key in writer.read()), key=rows.phase)
+    tools = {family: Iptables(family, variant) for family in command.families()}
+    writer = RuleWriter(tools, KubeLayout())
+    found = writer.read()
+    if any(names.KUBELET_CANARY in one.save(["filter"]).get("filter", {}) for one in tools.values()):
+        # The kubelet keeps this chain, too, and wants it after us.
+        found = {key: row for key, row in found.items() if names.FIREWALL not in str(key)}
+    ops = sorted((Op(key, None) for key in found), key=rows.phase)
     refused = writer.apply([(op.key, None) for op in ops])
     if refused:
         key, reason = refused[0]

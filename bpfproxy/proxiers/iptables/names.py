@@ -19,6 +19,8 @@ FORWARD: Final = "KUBE-FORWARD"
 PROXY_FIREWALL: Final = "KUBE-PROXY-FIREWALL"
 FIREWALL: Final = "KUBE-FIREWALL"
 """The kubelet makes it, too, with the same rule."""
+KUBELET_CANARY: Final = "KUBE-KUBELET-CANARY"
+"""The kubelet's alone, by which it sees that its rules are there."""
 
 SVC: Final = "KUBE-SVC-"
 """All of a ServicePort's endpoints that are used from this node."""

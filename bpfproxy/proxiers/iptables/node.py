@@ -20,20 +20,27 @@ _LOOPBACK: Final[dict[Family, str]] = {4: "127.0.0.0/8", 6: "::1/128"}
 _ROUTE_LOCALNET: Final = SysctlKey("net/ipv4/conf/all/route_localnet")
 _PORTED: Final = ("tcp", "udp", "sctp")
 
-# table, chain, what is asked first, comment, target; in the order in which they stand in the chain (rule 23).
+_NEW: Final = "-m conntrack --ctstate NEW"
+# table, chain, condition, comment, target; in the order in which they stand in the chain (rule 23).
 _JUMPS: Final = (
-    ("filter", "INPUT", "NEW", "kubernetes load balancer firewall", names.PROXY_FIREWALL),
+    ("filter", "INPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     ("filter", "INPUT", "", "kubernetes health check service ports", names.NODEPORTS),
-    ("filter", "INPUT", "NEW", "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
-    ("filter", "FORWARD", "NEW", "kubernetes load balancer firewall", names.PROXY_FIREWALL),
+    ("filter", "INPUT", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
+    ("filter", "FORWARD", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     ("filter", "FORWARD", "", "kubernetes forwarding rules", names.FORWARD),
-    ("filter", "FORWARD", "NEW", "kubernetes service portals", names.SERVICES),
-    ("filter", "FORWARD", "NEW", "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
-    ("filter", "OUTPUT", "NEW", "kubernetes load balancer firewall", names.PROXY_FIREWALL),
-    ("filter", "OUTPUT", "NEW", "kubernetes service portals", names.SERVICES),
-    # kube-proxy has none of these: without it, what the node itself sends to an external address without endpoints
-    # leaves the node instead of being refused (rule 11).
-    ("filter", "OUTPUT", "NEW", "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
+    ("filter", "FORWARD", _NEW, "kubernetes service portals", names.SERVICES),
+    ("filter", "FORWARD", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
+    ("filter", "OUTPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
+    ("filter", "OUTPUT", _NEW, "kubernetes service portals", names.SERVICES),
+    # kube-proxy has nothing like it: what the node itself sends to an external address without endpoints would leave it
+    # instead of being refused (rule 11).
+    (
+        "filter",
+        "OUTPUT",
+        f"{_NEW} -m addrtype ! --dst-type LOCAL",
+        "kubernetes externally-visible service portals",
+        names.EXTERNAL_SERVICES,
+    ),
     ("nat", "PREROUTING", "", "kubernetes service portals", names.SERVICES),
     ("nat", "OUTPUT", "", "kubernetes service portals", names.SERVICES),
     ("nat", "POSTROUTING", "", "kubernetes postrouting rules", names.POSTROUTING),
@@ -108,9 +115,8 @@ class NodeRules(Struct, frozen=True):
 
 
 def _jumps() -> Iterator[tuple[str, str, str]]:
-    for table, chain, state, comment, target in _JUMPS:
-        condition = f"-m conntrack --ctstate {state} " if state else ""
-        yield table, chain, f'{condition}-m comment --comment "{comment}" -j {target}'
+    for table, chain, condition, comment, target in _JUMPS:
+        yield table, chain, f'{condition} -m comment --comment "{comment}" -j {target}'.strip()
 
 
 def _localnet() -> Iterator[tuple[Key, Row]]:

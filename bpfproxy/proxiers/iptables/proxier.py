@@ -9,7 +9,7 @@ from typing import Final
 from bpfproxy.errors import DatapathError
 from bpfproxy.events import emit
 from bpfproxy.model.frontend import NodePlan, ServicePlan
-from bpfproxy.netfilter import conntrack
+from bpfproxy.netfilter import command, conntrack
 from bpfproxy.netfilter.rows import ChainKey, RuleKey, SharedChainKey
 from bpfproxy.netfilter.sysctl import Sysctls
 from bpfproxy.netfilter.writer import RuleWriter
@@ -44,12 +44,18 @@ class IptablesProxier:
         self._flows: dict[FlowsKey, FlowsRow] = {}
 
     def render(self, plan: ServicePlan) -> Rows:
-        """See `Proxier.render`."""
-        return self._renderer.render(plan)
+        """See `Proxier.render`. Only families that the kernel speaks."""
+        return self._possible(self._renderer.render(plan))
 
     def render_node(self, plan: NodePlan) -> Rows:
         """See `Proxier.render_node`."""
-        return self._renderer.render_node(plan)
+        return self._possible(self._renderer.render_node(plan))
+
+    def _possible(self, found: dict[Key, Row]) -> Rows:
+        families = self._writer.families
+        if len(families) == len(command.FAMILIES):
+            return found
+        return {key: row for key, row in found.items() if isinstance(key, SysctlKey) or key.family in families}
 
     def phase(self, op: Op) -> int:
         """See `Proxier.phase`."""

@@ -42,6 +42,7 @@ class IptablesRenderer:
     """Renders rules. `cluster_networks` is the local detector, at most one network per family."""
 
     def __init__(self, cluster_networks: Sequence[Network], node: NodeRules) -> None:
+        self.cluster_networks = tuple(cluster_networks)
         self._pods: dict[Family, str] = {4 if one.version == 4 else 6: str(one) for one in cluster_networks}
         self._node = node
 

@@ -27,6 +27,11 @@ class FlowsKey(Struct, frozen=True, order=True, gc=False):
     """All zero for a NodePort."""
     port: int
 
+    @property
+    def family(self) -> Family:
+        """4 or 6."""
+        return family_of(self.address)
+
     def __str__(self) -> str:
         return format_endpoint(self.address, self.port)
 
@@ -117,9 +122,8 @@ def describe(key: Key, row: Any) -> tuple[str, str, str]:
         case SysctlKey():
             return "sysctl", key.name.replace("/", "."), str(row)
         case FlowsKey():
-            family = family_of(key.address)
             served = ", ".join(format_endpoint(*endpoint) for endpoint in sorted(row)) or "none"
-            return f"udp flows{family}", str(key), f"stay with {served}"
+            return f"udp flows{key.family}", str(key), f"stay with {served}"
     raise TypeError(f"no row of the iptables proxier: {key!r}")
 
 

@@ -58,10 +58,13 @@ class Choice:
             return []
         self._turn = (self._turn + 1) % len(self._backends)
         order = [*self._backends[self._turn :], *self._backends[: self._turn]]
-        had = self._affinities.of(client, self._timeout) if self._timeout else None
-        if had in order:
-            order.remove(had)
-            order.insert(0, had)
+        if self._timeout:
+            had = self._affinities.of(client, self._timeout)
+            if had in order:
+                order.remove(had)
+                order.insert(0, had)
+            else:
+                self._affinities.note(client, order[0])  # for those that come while this one is connecting
         return order
 
     def took(self, client: Address, backend: Backend) -> None:

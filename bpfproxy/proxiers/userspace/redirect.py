@@ -34,7 +34,7 @@ _LISTENER: Final = "meta l4proto . th dport"
 
 class Way(Struct, frozen=True):
     """What becomes of packets to a frontend: they go to the listener on `port`, or, where that is 0, are refused or
-    dropped. Outside clients must come from one of `ranges`, if there are any."""
+    dropped. Clients must come from one of `ranges`, if there are any."""
 
     port: int
     on_empty: OnEmpty
@@ -61,11 +61,11 @@ def base() -> list[str]:
     """Commands that make the table, as far as it is not there, with nothing in its maps and sets changed."""
     lines = [
         f'add table {FAMILY} {TABLE} {{ comment "userspace proxy of bpfproxy" ; }}',
-        _add("set", "listeners", "{ typeof meta l4proto . th dport ; }"),
     ]
     for family in _FAMILIES:
         kind = _TYPE[family]
         lines += [
+            _add("set", f"listeners{family}", "{ type inet_proto . inet_service ; }"),
             _add("set", f"inside{family}", f"{{ type {kind} ; flags interval ; }}"),
             _add("set", f"node-addresses{family}", f"{{ type {kind} ; }}"),
         ]
@@ -86,7 +86,10 @@ def base() -> list[str]:
         _rule("prerouting", f"jump {_lookup(Scope.EXTERNAL)}"),
         _rule("output", f"jump {_lookup(Scope.INTERNAL)}"),
         _rule("output", f"jump {_lookup(Scope.EXTERNAL)}"),
-        _rule("guard", f"{_LISTENER} @listeners ct status & dnat == 0 drop"),
+        *(
+            _rule("guard", f"meta nfproto ipv{f} {_LISTENER} @listeners{f} ct state new ct status & dnat == 0 drop")
+            for f in _FAMILIES
+        ),
     ]
     for scope in Scope:
         for family in _FAMILIES:
@@ -108,7 +111,7 @@ def put(frontend: Frontend, wanted: Way, former: Way | None) -> list[str]:
             f"flush chain {FAMILY} {TABLE} {chain}",
             *_admitting(frontend, chain, wanted),
             _rule(chain, f"meta l4proto {_proto(frontend)} redirect to :{wanted.port}"),
-            f"add element {FAMILY} {TABLE} listeners {{ {_proto(frontend)} . {wanted.port} }}",
+            f"add element {FAMILY} {TABLE} listeners{frontend.family} {{ {_proto(frontend)} . {wanted.port} }}",
         ]
     if former is not None:
         lines.append(_element("delete", frontend, former))
@@ -133,14 +136,9 @@ def set_node(key: NodeAddress | Inside, *, present: bool) -> str:
 
 
 def _admitting(frontend: Frontend, chain: str, wanted: Way) -> Iterable[str]:
-    """Rule 13: who is turned away, outside clients alone."""
+    """Rule 13: who is turned away. The node's own packets have a source by now, too."""
     if wanted.ranges:
-        source = f"{_IP[frontend.family]} saddr"
-        yield _rule(
-            chain,
-            f"fib saddr type != local {source} != @inside{frontend.family} {source} != {{ {', '.join(wanted.ranges)} }}"
-            " drop",
-        )
+        yield _rule(chain, f"{_IP[frontend.family]} saddr != {{ {', '.join(wanted.ranges)} }} drop")
 
 
 def _without_listener(frontend: Frontend, former: Way) -> list[str]:
@@ -148,7 +146,7 @@ def _without_listener(frontend: Frontend, former: Way) -> list[str]:
     return [
         f"flush chain {FAMILY} {TABLE} {chain}",
         f"delete chain {FAMILY} {TABLE} {chain}",
-        f"delete element {FAMILY} {TABLE} listeners {{ {_proto(frontend)} . {former.port} }}",
+        f"delete element {FAMILY} {TABLE} listeners{frontend.family} {{ {_proto(frontend)} . {former.port} }}",
     ]
 
 

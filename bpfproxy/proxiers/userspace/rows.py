@@ -29,7 +29,7 @@ class PortalRow(Struct, frozen=True):
     affinity_timeout: int = 0
     """Seconds; 0 without affinity."""
     source_ranges: tuple[str, ...] = ()
-    """Clients outside the cluster must come from one of these; empty: from anywhere. Sorted."""
+    """Clients must come from one of these; empty: from anywhere. Sorted."""
 
 
 class NodeAddress(Struct, frozen=True, gc=False):

@@ -1,0 +1,83 @@
+"""A parity report for the eye: a matrix in colour, what differs, and the reasons of divergences; as text and HTML."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from bpfproxy.lab.divergences import Divergence
+from bpfproxy.parity.report import Cell, Report, shown
+
+_MOST: Final = 8
+"""Lines of one cell that are shown."""
+_MARKS: Final = {"same": ("✓", "green"), "diverges": ("≈", "yellow"), "differs": ("✗", "bold red")}
+
+
+def matrix(report: Report) -> RenderableType:
+    """All of a report."""
+    return Group(_table(report), *_footnotes(report), *_differences(report), _summary(report))
+
+
+def html(report: Report, path: Path) -> None:
+    """Write a page with the same."""
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(matrix(report))
+    path.write_text(console.export_html(inline_styles=True), encoding="utf-8")
+
+
+def _table(report: Report) -> Table:
+    table = Table(title="parity", title_justify="left", row_styles=("", "on grey7"))
+    table.add_column("case", no_wrap=True)
+    table.add_column("rules", justify="right")
+    table.add_column("about", overflow="fold")
+    for run in report.modes:
+        table.add_column(f"{run.mode}\n{run.kernel}", justify="center", vertical="middle")
+    notes = {divergence: number for number, divergence in enumerate(shown(report.cells), 1)}
+    for about in report.cases:
+        cells = []
+        for run in report.modes:
+            cell = report.cell(about.name, run.mode)
+            cells.append(Text("–", "dim") if cell is None else _mark(cell, notes))
+        table.add_row(about.name, ", ".join(map(str, about.rules)), about.about, *cells)
+    return table
+
+
+def _mark(cell: Cell, notes: Mapping[Divergence, int]) -> Text:
+    mark, style = _MARKS[cell.verdict]
+    numbers = ",".join(str(notes[divergence]) for divergence in cell.divergences)
+    return Text.assemble((mark, style), (f" {numbers}" if numbers else "", "dim"))
+
+
+def _footnotes(report: Report) -> Iterator[Text]:
+    for number, divergence in enumerate(shown(report.cells), 1):
+        yield Text.assemble((f"{number:>3} ", "yellow"), report.reasons[divergence])
+    for run in report.modes:
+        if run.missing:
+            yield Text.assemble(("  – ", "dim"), f"{run.mode} could not run on {run.kernel}: {run.missing}")
+
+
+def _differences(report: Report) -> Iterator[Text]:
+    for cell in report.cells:
+        for line in cell.differences[:_MOST]:
+            yield Text.assemble(("✗ ", "bold red"), (f"{cell.mode}: ", "bold"), line)
+        if len(cell.differences) > _MOST:
+            yield Text(f"  and {len(cell.differences) - _MOST} more of {cell.case}", "dim")
+
+
+def _summary(report: Report) -> Text:
+    parts = []
+    for run in report.modes:
+        verdicts = [cell.verdict for cell in report.cells if cell.mode == run.mode]
+        probes = sum(cell.probes for cell in report.cells if cell.mode == run.mode)
+        if verdicts:
+            parts.append(
+                f"{run.mode}: {verdicts.count('same')} same, {verdicts.count('diverges')} as documented,"
+                f" {verdicts.count('differs')} different, {probes} kinds of traffic"
+            )
+    return Text("\n".join(parts))
