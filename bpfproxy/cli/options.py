@@ -40,6 +40,7 @@ _METAVARS: Final = {
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",
+    "ipvs_exclude_cidrs": "CIDR,...",
 }
 
 
