@@ -33,8 +33,10 @@ _PLAIN: Final[dict[Any, click.ParamType[Any]]] = {
 _METAVARS: Final = {
     "manifests": "PATH,...",
     "cluster_cidr": "CIDR,...",
+    "service_cidr": "CIDR,...",
     "nodeport_addresses": "CIDR,...",
     "node_name": "NAME",
+    "masquerade_bit": "BIT",
     "device": "NAME,...",
     "pod_device": "NAME,...",
     "cgroup": "DIR",
