@@ -42,6 +42,7 @@ _METAVARS: Final = {
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",
+    "ipvs_exclude_cidrs": "CIDR,...",
 }
 
 

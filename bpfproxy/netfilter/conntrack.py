@@ -45,8 +45,8 @@ class Flow(Struct, frozen=True, gc=False):
 
 def delete_stale(serving: Mapping[Endpoint, frozenset[Endpoint]]) -> int:
     """Delete the UDP flows to the frontends that are the keys of `serving` unless their endpoint is in the row there.
-    An address that is all zero stands for every address of the node, and, for flows that were translated already, for
-    any: it may have been the node's. Returns how many were deleted.
+    A frontend's address that is all zero stands for every address of the node, and, for flows that were translated
+    already, for any: it may have been the node's. An endpoint's stands for any. Returns how many were deleted.
 
     Works on the network namespace of the calling thread. Raises DatapathError.
     """
@@ -86,7 +86,7 @@ def _stale(conntrack: Any, family: Family, serving: Mapping[Endpoint, frozenset[
         endpoints = serving.get(flow.to)
         if endpoints is None and (flow.to != flow.server or flow.to[0] in here):
             endpoints = serving.get((wildcard, flow.to[1]))
-        if endpoints is not None and flow.server not in endpoints:
+        if endpoints is not None and not endpoints & {flow.server, (wildcard, flow.server[1])}:
             yield flow
 
 

@@ -29,19 +29,25 @@ class Affinities:
         backend, since = self._backends.get(client, (None, 0.0))
         return backend if backend is not None and self._clock() - since < timeout else None
 
-    def note(self, client: Address, backend: Backend) -> None:
-        """A new connection of `client` went to `backend`."""
-        self._backends[client] = (backend, self._clock())
+    def note(self, client: Address, backend: Backend, timeout: float) -> None:
+        """A new connection of `client` went to `backend`. Clients whose last one is `timeout` seconds ago are
+        forgotten."""
+        now = self._clock()
+        self._backends[client] = (backend, now)
         self._backends.move_to_end(client)
-        if len(self._backends) > self._size:
+        while len(self._backends) > self._size or now - next(iter(self._backends.values()))[1] >= timeout:
             self._backends.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._backends)
 
 
 class Choice:
     """Chooses among the backends of one frontend."""
 
     def __init__(self, affinities: Affinities) -> None:
-        self._affinities = affinities
+        self.affinities = affinities
+        """Of the ServicePort that the frontend belongs to."""
         self._backends: Sequence[Backend] = ()
         self._timeout = 0
         self._turn = 0
@@ -59,15 +65,17 @@ class Choice:
         self._turn = (self._turn + 1) % len(self._backends)
         order = [*self._backends[self._turn :], *self._backends[: self._turn]]
         if self._timeout:
-            had = self._affinities.of(client, self._timeout)
+            had = self.affinities.of(client, self._timeout)
             if had in order:
                 order.remove(had)
                 order.insert(0, had)
             else:
-                self._affinities.note(client, order[0])  # for those that come while this one is connecting
+                self.affinities.note(
+                    client, order[0], self._timeout
+                )  # for those that come while this one is connecting
         return order
 
     def took(self, client: Address, backend: Backend) -> None:
         """A connection of `client` went to `backend`."""
         if self._timeout:
-            self._affinities.note(client, backend)
+            self.affinities.note(client, backend, self._timeout)

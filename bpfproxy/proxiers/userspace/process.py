@@ -122,9 +122,12 @@ def _terminate(pid: int) -> None:
         return
     try:
         signal.pidfd_send_signal(fd, signal.SIGTERM)
-        end = time.monotonic() + _START
-        while time.monotonic() < end and _alive(pid):
-            time.sleep(0.01)
+        for last_resort in (signal.SIGKILL, None):
+            end = time.monotonic() + _START
+            while time.monotonic() < end and _alive(pid):
+                time.sleep(0.01)
+            if last_resort and _alive(pid):
+                signal.pidfd_send_signal(fd, last_resort)
     except ProcessLookupError:
         pass
     finally:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from bpfproxy.errors import DatapathError
+from bpfproxy.events import emit
 from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
-from bpfproxy.netfilter import nft
+from bpfproxy.netfilter import conntrack, nft
 from bpfproxy.proxiers.base import Failure, Key, Op, Row, Rows, Tended
 from bpfproxy.proxiers.userspace import redirect
 from bpfproxy.proxiers.userspace.process import Process
@@ -94,8 +95,21 @@ class UserspaceProxier:
         gone = [frontend for frontend in takes if frontend not in failed]
         for frontend in gone:
             self._ways.pop(frontend, None)
+        self._end_stale_flows([key for op, _ in commands if isinstance(key := op.key, Frontend) and key not in failed])
         self._process.take(gone)
         return failures
+
+    def _end_stale_flows(self, moved: Sequence[Frontend]) -> None:
+        """Conntrack would lead UDP flows to listeners that are gone, or past those that are new, as long as clients go
+        on sending (rule 16)."""
+        suspects = redirect.serving(self._ways, moved)
+        try:
+            ended = conntrack.delete_stale(suspects)
+        except DatapathError as error:
+            emit(log, logging.WARNING, "udp_flows_not_removed", frontends=len(suspects), reason=error)
+            return
+        if ended:
+            emit(log, logging.INFO, "udp_flows_removed", rows=ended, frontends=len(suspects))
 
     def _commit(self, commands: Sequence[tuple[Op, list[str]]]) -> list[Failure]:
         """All in one transaction, or, if that is refused, in halves, until only what is at fault is left."""

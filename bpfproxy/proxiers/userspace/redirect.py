@@ -15,19 +15,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import replace as changed
 
 from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of, format_address, parse_address
 from bpfproxy.model.frontend import Frontend, OnEmpty, Scope
 from bpfproxy.model.service import Protocol
 from bpfproxy.netfilter import nft
-from bpfproxy.proxiers.userspace.rows import Inside, NodeAddress, PortalRow
+from bpfproxy.netfilter.conntrack import Endpoint
+from bpfproxy.proxiers.userspace.rows import FAMILIES, Inside, NodeAddress, PortalRow
 
 FAMILY: Final = "inet"
 TABLE: Final = "bpfproxy-userspace"
 
 _IP: Final[dict[Family, str]] = {4: "ip", 6: "ip6"}
 _TYPE: Final[dict[Family, str]] = {4: "ipv4_addr", 6: "ipv6_addr"}
-_FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _CHAIN: Final = re.compile(r"to-(tcp|udp)-(\d+)-")
 _LISTENER: Final = "meta l4proto . th dport"
 
@@ -39,6 +40,18 @@ class Way(Struct, frozen=True):
     port: int
     on_empty: OnEmpty
     ranges: tuple[str, ...] = ()
+
+
+def serving(ways: Mapping[Frontend, Way], frontends: Iterable[Frontend]) -> dict[Endpoint, frozenset[Endpoint]]:
+    """Where UDP flows to the addresses and ports of `frontends` may lead, for `conntrack.delete_stale`: to a listener
+    of a scope that they have, on whichever of the node's addresses."""
+    found: dict[Endpoint, frozenset[Endpoint]] = {}
+    for one in frontends:
+        if one.protocol is Protocol.UDP:
+            scopes = (ways.get(changed(one, scope=scope)) for scope in Scope)
+            any_: Address = ANY4 if one.family == 4 else ANY6
+            found[one.address, one.port] = frozenset((any_, to.port) for to in scopes if to is not None and to.port)
+    return found
 
 
 def way(row: PortalRow, port: int) -> Way:
@@ -62,7 +75,7 @@ def base() -> list[str]:
     lines = [
         f'add table {FAMILY} {TABLE} {{ comment "userspace proxy of bpfproxy" ; }}',
     ]
-    for family in _FAMILIES:
+    for family in FAMILIES:
         kind = _TYPE[family]
         lines += [
             _add("set", f"listeners{family}", "{ type inet_proto . inet_service ; }"),
@@ -82,17 +95,17 @@ def base() -> list[str]:
         *(f"flush chain {FAMILY} {TABLE} {name}" for name in _BASE_CHAINS),
         _rule("refuse", "meta l4proto tcp reject with tcp reset"),
         _rule("refuse", "reject"),
-        *(_rule("prerouting", f"{_IP[f]} saddr @inside{f} jump {_lookup(Scope.INTERNAL)}") for f in _FAMILIES),
+        *(_rule("prerouting", f"{_IP[f]} saddr @inside{f} jump {_lookup(Scope.INTERNAL)}") for f in FAMILIES),
         _rule("prerouting", f"jump {_lookup(Scope.EXTERNAL)}"),
         _rule("output", f"jump {_lookup(Scope.INTERNAL)}"),
         _rule("output", f"jump {_lookup(Scope.EXTERNAL)}"),
         *(
             _rule("guard", f"meta nfproto ipv{f} {_LISTENER} @listeners{f} ct state new ct status & dnat == 0 drop")
-            for f in _FAMILIES
+            for f in FAMILIES
         ),
     ]
     for scope in Scope:
-        for family in _FAMILIES:
+        for family in FAMILIES:
             to = f"{_IP[family]} daddr"
             lines += [
                 _rule(_lookup(scope), f"{to} . {_LISTENER} vmap @{_map(family, scope)}"),
@@ -222,7 +235,7 @@ def read() -> Redirects | None:
             if kind in item:
                 elements[item[kind]["name"]] = item[kind].get("elem", [])
     result = Redirects({}, set(), set())
-    for family in _FAMILIES:
+    for family in FAMILIES:
         result.inside |= {Inside(_network(one)) for one in elements.get(f"inside{family}", ())}
         result.node_addresses |= {
             NodeAddress(parse_address(one)) for one in elements.get(f"node-addresses{family}", ())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+import ipaddress
+from collections.abc import Iterable
+from typing import Any, Final
 
 from msgspec import Struct
 
-from bpfproxy.model.address import Address, Family, family_of, format_address, parse_address
+from bpfproxy.model.address import Address, Family, Network, family_of, format_address, parse_address
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, ServicePlan, ServicePortName
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.base import Key, Op, Row
@@ -14,6 +16,7 @@ from bpfproxy.proxiers.base import Key, Op, Row
 PROTOCOLS: Final = (Protocol.TCP, Protocol.UDP)
 """Those that are relayed. SCTP is not: its frontends have no rows."""
 
+FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _LOOPBACK: Final[dict[Family, Address]] = {4: parse_address("127.0.0.1"), 6: parse_address("::1")}
 
 
@@ -49,6 +52,18 @@ class Inside(Struct, frozen=True, gc=False):
         return 6 if ":" in self.network else 4
 
 
+def _ranges(networks: Iterable[Network], family: Family) -> tuple[str, ...]:
+    """None if they hold all addresses, and so restrict nothing."""
+    merged = _merged(networks, family)
+    return () if any(text.endswith("/0") for text in merged) else tuple(sorted(merged))
+
+
+def _merged(networks: Iterable[Network], family: Family) -> list[str]:
+    """Those of a family as few, none of which holds another or could be one with it: so the kernel lists them."""
+    mine: list[Any] = [network for network in networks if network.version == family]
+    return [str(network) for network in ipaddress.collapse_addresses(mine)]
+
+
 NODE, PORTAL, STALE_PORTAL, STALE_NODE = range(4)
 """The order of a sync."""
 
@@ -65,7 +80,7 @@ class UserspaceRenderer:
                 spec.draining if frontend.protocol is Protocol.UDP else (),
                 OnEmpty.REJECT if spec.backends else spec.on_empty,
                 spec.affinity_timeout,
-                tuple(sorted(str(net) for net in spec.source_ranges if net.version == frontend.family)),
+                _ranges(spec.source_ranges, frontend.family),
             )
             for frontend, spec in plan.frontends.items()
             if frontend.protocol in PROTOCOLS
@@ -75,7 +90,7 @@ class UserspaceRenderer:
         """One row per address on which NodePorts answer, and per network of pods."""
         addresses = [*plan.node_port_addresses, *(_LOOPBACK[family] for family in plan.localhost_node_ports)]
         rows: dict[Key, Row] = {NodeAddress(address): True for address in addresses}
-        rows.update((Inside(str(network)), True) for network in plan.cluster_networks)
+        rows.update((Inside(text), True) for family in FAMILIES for text in _merged(plan.cluster_networks, family))
         return rows
 
     def phase(self, op: Op) -> int:

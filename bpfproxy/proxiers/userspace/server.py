@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import resource
 import signal
 import socket
@@ -20,7 +21,10 @@ from bpfproxy.proxiers.userspace.rows import PortalRow
 from bpfproxy.proxiers.userspace.tcp import TcpListener
 from bpfproxy.proxiers.userspace.udp import UdpListener
 
+log = logging.getLogger(__name__)
+
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
+_FILES_MAX: Final = Path("/proc/sys/fs/nr_open")
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -35,20 +39,29 @@ class Server:
             weakref.WeakValueDictionary()
         )
         self._retired = False
+        self._busy = asyncio.Lock()
         self.done = asyncio.Event()
         """It may end: nothing is left to do."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One agent's connection."""
-        with contextlib.suppress(ConnectionError):
+        """One agent's connection; one that does not speak as agreed is closed."""
+        try:
             while (request := await wire.receive(reader)) is not None:
-                writer.write(wire.encode(await self._handle(request)))
+                async with self._busy:
+                    answer = await self._handle(request)
+                writer.write(wire.encode(answer))
                 await writer.drain()
-        writer.close()
+        except ConnectionError:
+            pass
+        except ValueError as error:
+            log.warning("userspace: a request that is none: %s", error)
+        finally:
+            writer.close()
 
     async def _handle(self, request: wire.Request) -> object:
         match request:
             case wire.Put(portals):
+                self._retired = False  # an agent of this version is back
                 return [await self._put(portal.frontend, portal.row) for portal in portals]
             case wire.Take(frontends):
                 for frontend in frontends:
@@ -69,6 +82,7 @@ class Server:
                 await portal.set(frontend, row, self._budget, self._udp_idle)
                 self._portals[frontend] = portal
             else:
+                portal.belongs(self._affinities_of(row.service_port, frontend.family))
                 await portal.set(frontend, row, self._budget, self._udp_idle)
         except OSError as error:
             return wire.Portal(frontend, row, 0, f"no listener can be had: {error.strerror}")
@@ -94,10 +108,13 @@ class _Open:
     """A frontend that is served."""
 
     def __init__(self, affinities: Affinities) -> None:
-        self.affinities = affinities
         self.port = 0
         self._choice = Choice(affinities)
         self._listener: TcpListener | UdpListener | None = None
+
+    def belongs(self, affinities: Affinities) -> None:
+        """To the ServicePort whose affinities these are."""
+        self._choice.affinities = affinities
 
     async def set(self, frontend: Frontend, row: PortalRow, budget: Budget, udp_idle: float) -> None:
         """Serve as `row` says from now on. Raises OSError."""
@@ -154,5 +171,8 @@ def main(path: str, limit: str, udp_idle: str) -> None:
     """Run the process: with the path of its socket, how much it may carry, and after how many seconds a UDP session
     is over."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with contextlib.suppress(OSError, ValueError):  # beyond that needs CAP_SYS_RESOURCE
+        most = max(most, int(_FILES_MAX.read_text()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     asyncio.run(run(Path(path), int(limit), float(udp_idle)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import struct
 from collections import OrderedDict
@@ -22,6 +23,8 @@ _IP_PKTINFO: Final = 8
 _IN_PKTINFO: Final = struct.Struct("=I4s4s")
 _IN6_PKTINFO: Final = struct.Struct("=16sI")
 _SWEEP: Final = 1.0
+_TRIES: Final = 4
+_LINK_LOCAL: Final = ipaddress.IPv6Network("fe80::/10")
 
 Ancillary = tuple[int, int, bytes]
 
@@ -102,18 +105,26 @@ class UdpListener:
         order = self._choice.order(client)
         if not order or not self._budget.take_session():
             return None
-        backend = order[0]
+        for backend in order[:_TRIES]:
+            try:
+                connection = self._connect(backend)
+            except OSError:  # no route, or no descriptor
+                continue
+            self._choice.took(client, backend)
+            session = self._sessions[key] = _Session(backend, connection, self._loop.time())
+            self._loop.add_reader(connection, self._answer, key, session)
+            return session
+        self._budget.sessions -= 1
+        return None
+
+    def _connect(self, backend: Backend) -> socket.socket:
         connection = socket.socket(self._listener.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             connection.connect((format_address(backend.address), backend.port))
         except OSError:
             connection.close()
-            self._budget.sessions -= 1
-            return None
-        self._choice.took(client, backend)
-        session = self._sessions[key] = _Session(backend, connection, self._loop.time())
-        self._loop.add_reader(connection, self._answer, key, session)
-        return session
+            raise
+        return connection
 
     def _answer(self, key: tuple[Any, Ancillary], session: _Session) -> None:
         for _ in range(_BURST):
@@ -152,6 +163,7 @@ def _local(ancillary: list[Ancillary]) -> Ancillary | None:
             _, local, _ = _IN_PKTINFO.unpack(data)
             return level, kind, _IN_PKTINFO.pack(0, local, bytes(4))
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            local, _ = _IN6_PKTINFO.unpack(data)
-            return level, kind, _IN6_PKTINFO.pack(local, 0)
+            local, device = _IN6_PKTINFO.unpack(data)
+            # Only a link-local address needs its device; any other may be answered by another way.
+            return level, kind, _IN6_PKTINFO.pack(local, device if ipaddress.IPv6Address(local) in _LINK_LOCAL else 0)
     return None

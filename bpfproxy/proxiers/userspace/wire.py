@@ -81,13 +81,18 @@ def encode(message: object) -> bytes:
 
 
 async def receive(reader: asyncio.StreamReader) -> Request | None:
-    """The next request; None at the end of the stream."""
+    """The next request; None at the end of the stream. Raises ValueError for anything else."""
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        body = await reader.readexactly(min(length, _LIMIT))
+        if length > _LIMIT:
+            raise ValueError(f"{length} bytes")
+        body = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
-    request: Request = msgspec.msgpack.decode(body, type=Request)
+    try:
+        request: Request = msgspec.msgpack.decode(body, type=Request)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
     return request
 
 
