@@ -21,6 +21,8 @@ _RENDER_SETTINGS = (
     "masquerade_bit",
     "snat_ports",
     "localhost_nodeports",
+    "ipvs_scheduler",
+    "ipvs_strict_arp",
 )
 """What some proxier's renderer looks at."""
 

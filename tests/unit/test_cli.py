@@ -287,6 +287,7 @@ class TestCheck:
     REQUIRED: ClassVar = {
         "ebpf": "program cgroup/connect4",
         "iptables": "iptables",
+        "ipvs": "ipvs",
         "nftables": "nftables",
         "userspace": "nft",
     }

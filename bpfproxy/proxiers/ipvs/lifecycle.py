@@ -69,10 +69,8 @@ def open_proxier(settings: Settings) -> IpvsProxier:
 
 def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
     """What this kernel and machine offer, what would be used, and why."""
-    missing = privileges.missing()
-    detail = f"missing: {', '.join(missing)}" if missing else f"held: {', '.join(privileges.CAPABILITIES)}"
     return [
-        Finding("capabilities", not missing, detail, "nothing can be written", required=True),
+        privileges.check("nothing can be written"),
         _asked("ipvs", _has_ipvs, "there are no virtual servers"),
         _asked("ipset", lambda: IpSets().close(), "there is nothing that rules can look addresses up in"),
         _asked("iptables", lambda: command.choose(settings.iptables_variant), "rules cannot be written"),
