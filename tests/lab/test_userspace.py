@@ -29,13 +29,14 @@ from bpfproxy.lab.place import LoadReport
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.model.address import parse_address
-from bpfproxy.model.event import Update
+from bpfproxy.model.event import Object, Update
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol
 from bpfproxy.netfilter import nft
 from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Key, Op, Row, Rows
 from bpfproxy.proxiers.userspace import lifecycle
+from bpfproxy.proxiers.userspace.process import Process
 from bpfproxy.proxiers.userspace.proxier import UserspaceProxier
 from bpfproxy.proxiers.userspace.rows import PortalRow
 from tests.unit import strategies
@@ -191,7 +192,7 @@ def test_changes_and_restarts(settings: Settings, data: st.DataObject) -> None:
         steps = ["service", "slice", "sync", "sync", "restart", "resync"]
         for step in [*data.draw(st.lists(st.sampled_from(steps), max_size=20)), "sync"]:
             if step in ("service", "slice"):
-                made = data.draw(strategies.services() if step == "service" else strategies.slices())
+                made: Object = data.draw(strategies.services() if step == "service" else strategies.slices())
                 objects.append(Update(objects=(made,)))
                 engine.update(objects[-1])
                 continue
@@ -308,16 +309,13 @@ def test_the_process_is_started_again(lab: Lab, scene: Scene) -> None:
     agent = start(lab, scene)
     scene.settle("pod1a", "pod2a")
     [pid] = relays(agent.state)
-    flow = scene.flow(port=UDP)
-    with lab.places["pod1c"].load(flow, hold=True, interval=0.01) as load:
+    with lab.places["pod1c"].open(scene.flow(0.2, port=UDP)) as flow:
+        assert flow.exchange().reply
         os.kill(pid, signal.SIGKILL)
+        assert not flow.exchange().reply
         wait_until(lambda: relays(agent.state) not in ([], [pid]), 10, "there is another process")
         scene.settle("pod1a", "pod2a")
-        # A client's socket that goes on sending is served again, too.
-        with lab.places["pod1c"].open(scene.flow(port=UDP)) as flow_now:
-            wait_until(lambda: flow_now.exchange().reply is not None, 10, "datagrams are answered")
-    report = load.stop()
-    assert report.places
+        wait_until(lambda: flow.exchange().reply, 10, "a socket that goes on sending is served again")
     agent.stop()
     assert agent.cleanup().returncode == 0
     assert relays(agent.state) == []
@@ -354,6 +352,7 @@ def test_a_udp_session_leaves_an_endpoint_that_stops_serving(lab: Lab, scene: Sc
     scene.put("pod1a")
     scene.settle("pod1a")
     with lab.places["pod1c"].open(scene.flow(port=UDP)) as flow:
+        assert flow.exchange().reply
         for endpoint, place in (
             (cases.Endpoint("pod1a", ready=False, serving=True, terminating=True), "pod1a"),
             (cases.Endpoint("pod1a", ready=False, serving=False, terminating=True), "pod2a"),
@@ -397,8 +396,10 @@ def test_affinity(lab: Lab, scene: Scene) -> None:
 
 
 def test_more_than_the_limit_are_turned_away(lab: Lab, scene: Scene) -> None:
-    start(lab, scene, "--max-connections", "20")
+    agent = start(lab, scene, "--max-connections", "20")
     wait_until(lambda: scene.ask()[0].reply is not None, 10, "it is served")
+    process = Process(agent.state / "userspace", 20, 1.0)
+    wait_until(lambda: process.load().connections == 0, 5, "nothing is left")
     client = lab.places["pod1c"]
     with contextlib.ExitStack() as stack:
         flows = [stack.enter_context(client.open(scene.flow())) for _ in range(20)]
@@ -407,7 +408,9 @@ def test_more_than_the_limit_are_turned_away(lab: Lab, scene: Scene) -> None:
             assert outcome.reply is None
             assert outcome.error in ("ECONNRESET", "EPIPE")
         assert all(flow.exchange().reply for flow in flows)
-    wait_until(lambda: scene.ask()[0].reply is not None, 5, "there is room again")
+    assert process.load().refused == 20
+    wait_until(lambda: process.load().connections == 0, 5, "there is room again")
+    process.close()
     assert set(scene.shares(40)) == {"pod1a", "pod2a"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import socket
 import struct
@@ -17,8 +18,8 @@ from bpfproxy.api import plan_objects
 from bpfproxy.config import Settings
 from bpfproxy.model.address import ANY4, parse_address
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, Scope, ServicePortName
-from bpfproxy.model.service import ObjectName, Protocol
-from bpfproxy.plan import plan_service
+from bpfproxy.model.service import ObjectName, Protocol, Service
+from bpfproxy.plan import NodeConfig, plan_service
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.userspace import redirect, wire
 from bpfproxy.proxiers.userspace.budget import Budget
@@ -26,7 +27,7 @@ from bpfproxy.proxiers.userspace.choice import Affinities, Choice
 from bpfproxy.proxiers.userspace.redirect import Way
 from bpfproxy.proxiers.userspace.rows import Inside, NodeAddress, PortalRow, UserspaceRenderer
 from bpfproxy.proxiers.userspace.server import Server
-from bpfproxy.proxiers.userspace.tcp import TcpListener
+from bpfproxy.proxiers.userspace.tcp import Half, TcpListener
 from bpfproxy.proxiers.userspace.udp import UdpListener
 from bpfproxy.sources.files import load_manifests
 from tests.unit import strategies
@@ -105,8 +106,8 @@ def test_what_is_no_row_cannot_be_described() -> None:
 
 
 @given(service=strategies.services(), slices=st.data(), node=strategies.nodes())
-def test_every_frontend_that_is_relayed_has_a_row(service: object, slices: st.DataObject, node: object) -> None:
-    plan = plan_service(service, slices.draw(strategies.slice_lists(service.name)), node)  # type: ignore
+def test_every_frontend_that_is_relayed_has_a_row(service: Service, slices: st.DataObject, node: NodeConfig) -> None:
+    plan = plan_service(service, slices.draw(strategies.slice_lists(service.name)), node)
     if plan is None:
         return
     rows = RENDERER.render(plan)
@@ -475,8 +476,7 @@ def test_a_slow_reader_slows_the_other_down(slow: str) -> None:
                 last = sent
                 await asyncio.sleep(0.3)
         assert 0 < sent < 48 << 20, "buffers of four sockets"
-        held = [one for one in _halves() if one.transport and one.transport.get_write_buffer_size()]
-        assert 0 < sum(one.transport.get_write_buffer_size() for one in held) <= 1 << 16  # type: ignore[union-attr]
+        assert 0 < sum(half.transport.get_write_buffer_size() for half in halves() if half.transport) <= 1 << 16
         if pouring:
             pouring.cancel()
         writer.transport.abort()
@@ -488,11 +488,8 @@ def test_a_slow_reader_slows_the_other_down(slow: str) -> None:
     asyncio.run(run())
 
 
-def _halves() -> list[object]:
-    import gc
-
-    from bpfproxy.proxiers.userspace.tcp import Half
-
+def halves() -> list[Half]:
+    """All connections of this process that are relayed."""
     return [one for one in gc.get_objects() if isinstance(one, Half)]
 
 
