@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -29,7 +30,7 @@ from bpfproxy.lab.place import LoadReport
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.model.address import parse_address
-from bpfproxy.model.event import Object, Update
+from bpfproxy.model.event import Update
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol
 from bpfproxy.netfilter import nft
@@ -192,8 +193,8 @@ def test_changes_and_restarts(settings: Settings, data: st.DataObject) -> None:
         steps = ["service", "slice", "sync", "sync", "restart", "resync"]
         for step in [*data.draw(st.lists(st.sampled_from(steps), max_size=20)), "sync"]:
             if step in ("service", "slice"):
-                made: Object = data.draw(strategies.services() if step == "service" else strategies.slices())
-                objects.append(Update(objects=(made,)))
+                kind: st.SearchStrategy[Any] = strategies.services() if step == "service" else strategies.slices()
+                objects.append(Update(objects=(data.draw(kind),)))
                 engine.update(objects[-1])
                 continue
             if step == "restart":

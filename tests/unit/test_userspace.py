@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import os
+import resource
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -16,14 +19,16 @@ from hypothesis import strategies as st
 
 from bpfproxy.api import plan_objects
 from bpfproxy.config import Settings
+from bpfproxy.lab.wait import wait_until
 from bpfproxy.model.address import ANY4, parse_address
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, Scope, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol, Service
 from bpfproxy.plan import NodeConfig, plan_service
 from bpfproxy.proxiers.base import Op
-from bpfproxy.proxiers.userspace import redirect, wire
+from bpfproxy.proxiers.userspace import redirect, udp, wire
 from bpfproxy.proxiers.userspace.budget import Budget
 from bpfproxy.proxiers.userspace.choice import Affinities, Choice
+from bpfproxy.proxiers.userspace.process import Process, end_all
 from bpfproxy.proxiers.userspace.redirect import Way
 from bpfproxy.proxiers.userspace.rows import Inside, NodeAddress, PortalRow, UserspaceRenderer
 from bpfproxy.proxiers.userspace.server import Server
@@ -550,6 +555,17 @@ def test_more_than_the_limit_are_turned_away() -> None:
     asyncio.run(run())
 
 
+def test_an_answer_from_a_link_local_address_names_its_device() -> None:
+    level, kind = socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+    for text, device in (("fe80::1", 7), ("fd00::1", 0)):
+        local = parse_address(text)
+        assert udp._local([(0, 0, b""), (level, kind, local + struct.pack("=I", 7))]) == (
+            level,
+            kind,
+            local + struct.pack("=I", device),
+        )
+
+
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("size", [0, 1, 1472, 65507])
 def test_datagrams_of_all_sizes(family: int, size: int) -> None:
@@ -562,7 +578,7 @@ def test_datagrams_of_all_sizes(family: int, size: int) -> None:
             sock.setblocking(False)
         choice, budget = Choice(Affinities()), Budget(1)
         choice.set([Backend(parse_address(loopback), echo.getsockname()[1], Protocol.UDP)], 0)
-        listener = UdpListener(front, choice, budget, 0.5)
+        listener = UdpListener(front, choice, budget, 0.1)
         await listener.open()
         loop = asyncio.get_running_loop()
         data = bytes(size)
@@ -640,3 +656,40 @@ def test_garbage_harms_nobody(garbage: bytes, tmp_path: Path) -> None:
         control.close()
 
     asyncio.run(run())
+
+
+def test_without_descriptors_it_waits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing spins, nothing is lost, one line is said; when there are some again, connections are taken."""
+    process = Process(tmp_path, 1000, 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as client:
+        server.settimeout(5)
+        client.settimeout(5)
+        try:
+            [portal] = process.put({VIP: PortalRow(NAME, (backend_at(server.getsockname()[1]),))})
+            [path] = tmp_path.glob("*.sock")
+            with socket.socket(socket.AF_UNIX) as control:
+                control.connect(str(path))
+                pid, _, _ = struct.unpack("3i", control.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+                limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+                used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (used, limits[1]))
+                client.connect(("127.0.0.1", portal.port))
+                wait_until(lambda: "out of system resource" in capfd.readouterr().err, 5, "it says so")
+                began = busy(pid)
+                assert select.select([server], [], [], 2.0)[0] == []
+                assert busy(pid) - began < 0.2
+                assert capfd.readouterr().err == ""
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            connection, _ = server.accept()
+            connection.sendall(b"x")
+            assert client.recv(1) == b"x"
+            connection.close()
+        finally:
+            process.close()
+            assert len(end_all(tmp_path)) == 1
+
+
+def busy(pid: int) -> float:
+    """Seconds of a processor that a process has had."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
