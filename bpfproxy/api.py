@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from bpfproxy import status
 from bpfproxy.config import Settings
-from bpfproxy.errors import PermissionsError
+from bpfproxy.errors import NotRunningError, PermissionsError
 from bpfproxy.lock import StateLock, holder
 from bpfproxy.model.event import Object, Update
 from bpfproxy.model.finding import Finding
@@ -27,7 +27,7 @@ from bpfproxy.model.frontend import Frontend, FrontendSpec, NodePlan, ServicePla
 from bpfproxy.model.service import ObjectName
 from bpfproxy.plan import Clash, PlanIndex, device_policy, node_config, plan_devices, plan_node, plan_service
 from bpfproxy.proxiers.base import Key, Proxier, Renderer, Row
-from bpfproxy.proxiers.modes import MODES, lifecycle
+from bpfproxy.proxiers.modes import INSPECT, MODES, lifecycle
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.status import AgentStatus
 from bpfproxy.store import Store
@@ -194,6 +194,17 @@ def _readable(state_dir: Path) -> Iterator[None]:
         raise PermissionsError(
             f"{state_dir} cannot be read: run as root, or grant CAP_BPF and CAP_NET_ADMIN"
         ) from error
+    except NotRunningError as error:
+        if others := other_modes(state_dir):
+            raise NotRunningError(f"no eBPF datapath under {state_dir}; {'; '.join(others)}") from error
+        raise
+
+
+def other_modes(state_dir: Path) -> list[str]:
+    """A line for each mode but `ebpf` that has something in the kernel: there is no view of it, and what to use
+    instead."""
+    present = [mode for mode in MODES if mode in INSPECT and lifecycle(mode).present(state_dir)]
+    return [f"mode {mode} has no such view: {INSPECT[mode]} show what it does" for mode in present]
 
 
 def read_status(state_dir: Path) -> AgentStatus | None:

@@ -10,17 +10,20 @@ import math
 import re
 import socket
 from dataclasses import dataclass, fields
+from ipaddress import ip_network
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from bpfproxy.errors import InputError
+from bpfproxy.model.address import Network
 
 LoaderName = Literal["auto", "bcc", "prebuilt"]
 SchedulerName = Literal["random", "round-robin", "maglev"]
-ProxyMode = Literal["ebpf", "iptables", "nftables", "userspace"]
+ProxyMode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
 Acceleration = Literal["none", "auto", "xdp", "tc"]
 IptablesVariant = Literal["auto", "nft", "legacy"]
+IpvsScheduler = Literal["rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,16 @@ class Settings:
     iptables_variant: IptablesVariant = "auto"
     """Which iptables writes the rules of the proxiers that use it; auto takes the one that the kubelet of this node
     uses, else nft where installed."""
+
+    ipvs_scheduler: IpvsScheduler = "rr"
+    """How the ipvs proxier chooses real servers, by the kernel's names."""
+
+    ipvs_exclude_cidrs: tuple[str, ...] = ()
+    """CIDR ranges in which the ipvs proxier removes no virtual server, not even of a Service that went."""
+
+    ipvs_strict_arp: bool = False
+    """The ipvs proxier sets arp_ignore and arp_announce, so that only the interface that has an address answers for
+    it; cleanup puts them back."""
 
     device: tuple[str, ...] = ()
     """Devices by which clients outside the node come, names or patterns (`eth*`), followed as they come and go;
@@ -175,11 +188,20 @@ class Settings:
         if not 0 <= self.masquerade_bit <= 31:
             raise InputError(f"--masquerade-bit {self.masquerade_bit}: expected 0 to 31")
         self.masquerade_ports()
+        self.ipvs_exclude_networks()
 
     @property
     def node(self) -> str:
         """`node_name`, or the host name as a node's name is made from it."""
         return self.node_name or socket.gethostname().lower()
+
+    def ipvs_exclude_networks(self) -> tuple[Network, ...]:
+        """`ipvs_exclude_cidrs`, each text of which may hold several with commas between. Raises InputError."""
+        texts = [one.strip() for text in self.ipvs_exclude_cidrs for one in text.split(",")]
+        try:
+            return tuple(ip_network(text, strict=False) for text in texts)
+        except ValueError as error:
+            raise InputError(f"--ipvs-exclude-cidrs: expected ranges such as 10.0.0.0/8: {error}") from error
 
     def snat_range(self) -> tuple[int, int]:
         """`snat_ports` as (first, last). Raises InputError."""

@@ -73,7 +73,7 @@ def _filter_options(command: Command) -> Command:
 
 @click.group()
 def conntrack() -> None:
-    """Flows that the packet level of a running node knows."""
+    """Flows that the packet level of a running node knows, in mode ebpf."""
 
 
 @conntrack.command("list")

@@ -1,4 +1,4 @@
-"""`bpfproxy service`, `backend` and `stats`: what a running node's maps hold."""
+"""`bpfproxy service`, `backend` and `stats`: what a running node's maps hold, those of mode ebpf."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def _address(view: FrontendView) -> str:
     return f"{address}:{view.port}/{view.protocol}{family}"
 
 
+def _note_others(settings: Settings) -> None:
+    """What a look at the maps does not show."""
+    for text in api.other_modes(settings.state_dir):
+        click.echo(f"note: {text}", err=True)
+
+
 def _by(counts: Mapping[str, int], label: str = "{}") -> str:
     """`3 by connect, 4 by packet`."""
     return ", ".join(f"{count} {label.format(name)}" for name, count in counts.items())
@@ -39,7 +45,7 @@ def _by(counts: Mapping[str, int], label: str = "{}") -> str:
 
 @click.group()
 def service() -> None:
-    """Services that a running node answers for."""
+    """Services that a running node answers for, by mode ebpf."""
 
 
 @service.command("list")
@@ -79,6 +85,7 @@ def list_services(settings: Settings, as_json: bool) -> None:
         "bytes",
     )
     output.write_table(headers, rows)
+    _note_others(settings)
 
 
 @service.command()
@@ -113,7 +120,7 @@ def show(name: str, settings: Settings, as_json: bool) -> None:
 
 @click.group()
 def backend() -> None:
-    """Translation targets of a running node."""
+    """Translation targets of a running node, in mode ebpf."""
 
 
 @backend.command("list")
@@ -144,13 +151,17 @@ def list_backends(settings: Settings, as_json: bool) -> None:
     output.write_table(
         ("id", "backend", "protocol", "service", "port", "place", "sets", "connections", *counters), rows
     )
+    _note_others(settings)
 
 
 @click.command(short_help="Print counters of a running node.")
 @settings_options("state_dir")
 @output_option
 def stats(settings: Settings, as_json: bool) -> None:
-    """Print counters by hook and reason, drops, traffic, how full the maps are, and the state of the agent."""
+    """Print counters by hook and reason, drops, traffic, how full the maps are, and the state of the agent.
+
+    All but the agent's are those of mode ebpf.
+    """
     view = api.open_view(settings.state_dir)
     node = view.node()
     agent = api.read_status(settings.state_dir)
@@ -181,3 +192,4 @@ def stats(settings: Settings, as_json: bool) -> None:
             *(("clash", text) for text in agent.clashes),
         ]
         output.write_table(("what", "value"), facts, "Agent")
+    _note_others(settings)

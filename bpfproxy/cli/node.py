@@ -10,12 +10,26 @@ from bpfproxy.cli.options import output_option, settings_options
 from bpfproxy.config import Settings
 from bpfproxy.errors import PermissionsError, UnsupportedError
 
+_CHECK_SETTINGS = (
+    "proxy_mode",
+    "device",
+    "pod_device",
+    "acceleration",
+    "host_routing",
+    "cgroup",
+    "state_dir",
+    "loader",
+    "iptables_variant",
+    "localhost_nodeports",
+)
+"""What some proxier's check looks at."""
+
 
 @click.command(short_help="Print what this machine offers.")
-@settings_options("device", "pod_device", "acceleration", "host_routing", "cgroup", "state_dir", "loader")
+@settings_options(*_CHECK_SETTINGS)
 @output_option
 def check(settings: Settings, as_json: bool) -> None:
-    """Print what this kernel and machine offer, what would be used, and what follows. Changes nothing.
+    """Print what this kernel and machine offer to --proxy-mode, what would be used, and what follows. Changes nothing.
 
     Exit status 6 if the agent cannot run here, 4 if that is for want of capabilities.
     """
@@ -40,11 +54,12 @@ def check(settings: Settings, as_json: bool) -> None:
         raise UnsupportedError(f"the agent cannot run here: {', '.join(missing)} missing")
 
 
-@click.command(short_help="Remove every trace of the datapath.")
+@click.command(short_help="Remove every trace of all modes.")
 @settings_options("state_dir")
 @output_option
 def cleanup(settings: Settings, as_json: bool) -> None:
-    """Remove every trace of the datapath: links, maps, pins, the mount and the state directory.
+    """Remove every trace of all modes: links, maps, pins, the mount; rules, tables, kernel parameters; the relaying
+    process; the state directory.
 
     A second run finds nothing. Refused while an agent runs.
     """

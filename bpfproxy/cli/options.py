@@ -33,13 +33,16 @@ _PLAIN: Final[dict[Any, click.ParamType[Any]]] = {
 _METAVARS: Final = {
     "manifests": "PATH,...",
     "cluster_cidr": "CIDR,...",
+    "service_cidr": "CIDR,...",
     "nodeport_addresses": "CIDR,...",
     "node_name": "NAME",
+    "masquerade_bit": "BIT",
     "device": "NAME,...",
     "pod_device": "NAME,...",
     "cgroup": "DIR",
     "state_dir": "DIR",
     "snat_ports": "FIRST-LAST",
+    "ipvs_exclude_cidrs": "CIDR,...",
 }
 
 

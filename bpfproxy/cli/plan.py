@@ -13,6 +13,16 @@ from bpfproxy.model.address import format_address, format_endpoint
 from bpfproxy.model.frontend import Frontend, FrontendKind, FrontendSpec, Masquerade, OnEmpty, Scope
 
 _PLAN_SETTINGS = ("manifests", "node_name", "cluster_cidr", "nodeport_addresses", "masquerade_all")
+_RENDER_SETTINGS = (
+    *_PLAN_SETTINGS,
+    "proxy_mode",
+    "scheduler",
+    "service_cidr",
+    "masquerade_bit",
+    "snat_ports",
+    "localhost_nodeports",
+)
+"""What some proxier's renderer looks at."""
 
 
 class PlannedFrontend(Struct, frozen=True):
@@ -141,12 +151,13 @@ def plan(settings: Settings, as_json: bool) -> None:
 
 
 @click.command(short_help="Print the rows of a proxier for manifests.")
-@settings_options(*_PLAN_SETTINGS, "proxy_mode", "scheduler")
+@settings_options(*_RENDER_SETTINGS)
 @output_option
 def render(settings: Settings, as_json: bool) -> None:
     """Print the rows that a proxier would write, without touching the kernel.
 
-    Takes what 'plan' takes. Needs no root.
+    Takes what 'plan' takes, and what the proxier of --proxy-mode needs. Every Service is rendered for that mode, also
+    one with the annotation bpfproxy.io/proxy-mode. Needs no root.
     """
     _require_manifests(settings)
     found = api.plan_manifests(settings)

@@ -18,7 +18,7 @@ from bpfproxy.api import open_view
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.lab.place import PROJECT, spawn
 from bpfproxy.lab.topology import Topology
-from bpfproxy.lab.wait import wait_until
+from bpfproxy.lab.wait import PATIENCE, wait_until
 
 LoaderName = Literal["bcc", "prebuilt"]
 READY = re.compile(r"\bevent=ready\b")
@@ -140,7 +140,7 @@ class Agent:
         if process.poll() is None:
             os.kill(process.pid, number)
         try:
-            return process.wait(timeout)
+            return process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -150,7 +150,7 @@ class Agent:
         """Run any `bpfproxy` command on the node until it ends; its output and status."""
         process = self.spawn(*arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            output, errors = process.communicate(timeout=timeout)
+            output, errors = process.communicate(timeout=timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()

@@ -96,6 +96,8 @@ class _Judge:
         probe, service = self.probe, self.service
         if probe.port.target not in SERVED_PORTS:
             return self.closed_port()
+        if all(self.answers_past_the_node(SPOTS[endpoint.at]) for endpoint in usable):
+            return self.turned_away("dropped")
         address, port = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
         return Expected(
             "answered",
@@ -203,6 +205,13 @@ class _Judge:
             self.divergences.add("address-kept")
             return own
         return self.of_the_node(server)
+
+    def answers_past_the_node(self, server: Spot) -> bool:
+        """Without masquerading (7: no local detector) the answer takes the straight way to a client outside, which
+        knows nothing of the server. Hooks and eBPF's packet level see to it that it does not."""
+        if self.mode in ("ebpf", "userspace") or self.client.kind != "client":
+            return False
+        return server.node != self.client.entry and not self.masqueraded(server)
 
     def masqueraded(self, server: Spot) -> bool:
         """By the page: hairpin (12), clients that are not local-detected (7), external addresses (8), the node (9)."""

@@ -16,6 +16,7 @@ import msgspec
 
 from bpfproxy.lab import netns, remains
 from bpfproxy.lab.layout import SERVED_PORTS, Family, Spot
+from bpfproxy.lab.wait import PATIENCE
 
 Protocol = Literal["http", "tcp", "udp", "udp-unconnected"]
 
@@ -221,7 +222,7 @@ class Place:
             raise PlaceError(f"{self.name}: the peer ended: {self.errors.read_text()}") from None
         answered = select.poll()
         answered.register(process.stdout, select.POLLIN)  # type: ignore[arg-type]
-        if not answered.poll(within * 1000):
+        if not answered.poll(within * PATIENCE * 1000):
             self.stop()  # a late answer would be taken for that of the next command
             raise PlaceError(f"{self.name}: no answer to {op} within {within:g} s")
         line = process.stdout.readline()  # type: ignore[union-attr]

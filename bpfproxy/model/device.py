@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from typing import Final
 
 from msgspec import Struct, field
 
 from bpfproxy.model.address import Address, format_address
+
+VIP_DEVICE: Final = "kube-ipvs0"
+"""The device on which an IPVS proxy, ours or another, keeps VIPs: its addresses are no node addresses."""
 
 
 class Device(Struct, frozen=True, gc=False):

@@ -14,6 +14,14 @@ from bpfproxy.proxiers.base import Proxier, Renderer
 
 MODES: Final[tuple[str, ...]] = get_args(ProxyMode)
 
+INSPECT: Final[dict[str, str]] = {
+    "iptables": "`iptables-save`, `ip6tables-save` and `conntrack -L`",
+    "ipvs": "`ipvsadm -Ln`, `ipset list` and `conntrack -L`",
+    "nftables": "`nft list ruleset` and `conntrack -L`",
+    "userspace": "`nft list table inet bpfproxy-userspace` and `ss -tunp`",
+}
+"""What shows people the state of a mode that has no view of its own here."""
+
 
 class Lifecycle(Protocol):
     """From settings to a proxier that works, and back to nothing."""

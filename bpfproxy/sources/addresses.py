@@ -14,6 +14,7 @@ from typing import Any, Final
 from pyroute2 import AsyncIPRoute, IPRoute
 
 from bpfproxy.model.address import Address, parse_address
+from bpfproxy.model.device import VIP_DEVICE
 from bpfproxy.sources.readable import readable
 
 _NETLINK_ROUTE: Final = 0
@@ -22,8 +23,8 @@ _GROUPS: Final = 0x10 | 0x100
 
 
 def node_addresses() -> frozenset[Address]:
-    """The unicast addresses of all interfaces of the calling thread's network namespace, without loopback and IPv6
-    link-local ones. Not for use in a running event loop; raises OSError."""
+    """The unicast addresses of all interfaces of the calling thread's network namespace, without loopback, IPv6
+    link-local ones, and the VIPs of an IPVS proxy. Not for use in a running event loop; raises OSError."""
     with IPRoute() as netlink:
         return _select(netlink.get_addr())
 
@@ -65,7 +66,10 @@ def _drain(events: socket.socket) -> None:
 
 def _select(messages: Iterable[Any]) -> frozenset[Address]:
     found = set()
+    vip_device = _index(VIP_DEVICE)
     for message in messages:
+        if message["index"] == vip_device:
+            continue
         # IFA_ADDRESS is the peer's on a point-to-point link, where IFA_LOCAL is ours.
         text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
         if text:
@@ -73,6 +77,13 @@ def _select(messages: Iterable[Any]) -> frozenset[Address]:
             if not _is_loopback(address) and not _is_link_local6(address):
                 found.add(address)
     return frozenset(found)
+
+
+def _index(device: str) -> int | None:
+    try:
+        return socket.if_nametoindex(device)
+    except OSError:
+        return None
 
 
 def _is_loopback(address: Address) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from tests.lab.conftest import UDP, Stage
 FAMILIES: tuple[Family, ...] = (4, 6)
 VIAS: tuple[Via, ...] = ("ClusterIP", "NodePort", "LoadBalancer")
 ALL = ("tc", "xdp", "tc-host-routing")
+REQUESTS = 20
 MORE: dict[Family, tuple[str, int]] = {4: ("172.18.0.77", 24), 6: ("fd00:172:18::77", 64)}
 
 
@@ -43,6 +45,30 @@ def test_replies_leave_by_another_device(stage: Stage, name: str, backend: str, 
         done = scene.transfer(8 << 20, client="client", family=family, via="LoadBalancer")
         assert done.intact
         assert sent() - before > 8 << 20
+
+
+@pytest.mark.parametrize("outside", ALL, indirect=True)
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_connection_follows_the_route(stage: Stage, family: Family) -> None:
+    """To a pod of another node: a flow remembers its next hop only until routes change. What is lost while the link
+    comes up is sent again."""
+    scene = stage("pod2a")
+    flow = scene.flow(5.0, client="client", family=family, via="LoadBalancer")
+
+    def answered(sent: Callable[[], int]) -> int:
+        """The bytes that are sent there for some requests."""
+        before = sent()
+        for _ in range(REQUESTS):
+            reply = held.exchange().reply
+            assert reply is not None
+            assert reply.place == "pod2a"
+        return sent() - before
+
+    with scene.lab.places["client"].open(flow) as held:
+        answered(int)
+        with change.link(scene.lab.topology, "node1", "node2", "eth1", to=["pod2a"]) as sent:
+            wait_until(lambda: answered(sent) > REQUESTS * 40, 10, "the connection goes by the new link")
+        answered(int)
 
 
 @pytest.mark.parametrize("outside", ALL, indirect=True)

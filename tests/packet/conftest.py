@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from bpfproxy.datapath.device import Hook
+from bpfproxy.datapath.hooks import DeviceHooks
 from tests.packet.datapath import Datapath, datapath
 
 
@@ -22,3 +26,18 @@ def loaded(request: pytest.FixtureRequest) -> Iterator[Datapath]:
 def dp(loaded: Datapath) -> Datapath:
     loaded.clear()
     return loaded
+
+
+@pytest.fixture
+def attach(dp: Datapath) -> Iterator[Callable[[Hook, str, str], None]]:
+    """Attaches a program to a device of the node; all are detached at the end."""
+    hooks = DeviceHooks(Path(dp.top).parent)
+    (Path(dp.top).parent / "links").mkdir(exist_ok=True)
+
+    def now(hook: Hook, device: str, program: str) -> None:
+        with dp.inside():
+            hooks.attach(hook, socket.if_nametoindex(device), dp.loaded.programs[program])
+
+    yield now
+    with dp.inside():
+        hooks.detach_all()

@@ -20,7 +20,7 @@ from bpfproxy.lab import netns
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade, OnEmpty, Pool, Scope, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
-from bpfproxy.proxiers.base import Op
+from bpfproxy.proxiers.base import Op, Rows
 from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
@@ -154,18 +154,7 @@ class Datapath:
     def clear(self) -> None:
         """No services, no flows, all counters zero; the node's own rows as at the start."""
         self.serve()
-        for name, map_ in self.maps.items():
-            if name.rstrip("46") in (
-                "flows",
-                "tuples",
-                "fragments",
-                "affinities",
-                "networks",
-                "backend_ids",
-                "devices",
-            ):
-                for key, _ in list(map_.items()):
-                    map_.delete(bytes(key))
+        self.empty("flows", "tuples", "fragments", "affinities", "networks", "backend_ids", "devices")
         self.clear_counters()
         self.set_node(1)
         up = self.ifindex("up0").to_bytes(4, "little")
@@ -173,6 +162,13 @@ class Datapath:
         for family in (4, 6):
             address, prefix = CLUSTER[family]
             self.add_network(packet.CLUSTER, address, prefix)
+
+    def empty(self, *names: str) -> None:
+        """Delete every row of these maps, of both families."""
+        for name, map_ in self.maps.items():
+            if name.rstrip("46") in names:
+                for key, _ in list(map_.items()):
+                    map_.delete(bytes(key))
 
     def clear_counters(self) -> None:
         for name in ("metrics", "frontend_stats", "backend_stats", "allowances"):
@@ -192,16 +188,18 @@ class Datapath:
             packet.encode_network(owner, raw, prefix), (1).to_bytes(4, "little")
         )
 
-    def serve(self, *services: Service) -> None:
-        """Make these services, and no others, the content of the tables."""
-        wanted = {op.key: op.row for service in services for op in service.rows()}
-        for family in (4, 6):
-            wanted[NodeAddress(parse_address(NODE[family]))] = NodeAddressRow()
+    def apply(self, wanted: Rows) -> None:
+        """Make these rows, and no others, the content of the tables."""
         ops = [Op(key, row) for key, row in wanted.items() if self.applied.get(key) != row]
         ops += [Op(key, None) for key in self.applied if key not in wanted]
         failures = self.proxier.apply(sorted(ops, key=self.proxier.phase))
         assert not failures, failures
-        self.applied = wanted
+        self.applied = dict(wanted)
+
+    def serve(self, *services: Service) -> None:
+        """Make these services, and no others, the content of the tables."""
+        wanted = {op.key: op.row for service in services for op in service.rows()}
+        self.apply(wanted | {NodeAddress(parse_address(NODE[family])): NodeAddressRow() for family in (4, 6)})
         for service in services:
             number = self.frontend_id(service.frontend)
             for address, prefix in service.source_ranges:

@@ -10,12 +10,10 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from bpfproxy.datapath.device import Hook
-from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.model.service import Protocol
 from tests.packet import packets as pk
 from tests.packet.corpus import SILENT_POD
@@ -28,44 +26,29 @@ DEADLINE = 10.0
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
 
 
-@pytest.fixture
-def attach(dp: Datapath) -> Iterator[Callable[[Hook, str, str], None]]:
-    """Attaches a program to a device of the node; all are detached at the end."""
-    hooks = DeviceHooks(Path(dp.top).parent)
-    (Path(dp.top).parent / "links").mkdir(exist_ok=True)
-
-    def now(hook: Hook, device: str, program: str) -> None:
-        with dp.inside():
-            hooks.attach(hook, socket.if_nametoindex(device), dp.loaded.programs[program])
-
-    yield now
-    with dp.inside():
-        hooks.detach_all()
-
-
 class Wire:
     """The other end of a device: sends frames, and waits for those that fit."""
 
     def __init__(self, dp: Datapath, device: str) -> None:
         with dp.inside():
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-            self._socket.bind((device, 0))
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+            self.socket.bind((device, 0))
 
     def __enter__(self) -> Wire:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self.socket.close()
 
     def send(self, raw: bytes) -> None:
-        self._socket.send(raw)
+        self.socket.send(raw)
 
     def receive(self, wanted: Callable[[bytes], bool]) -> bytes:
         """The next frame that the node has sent and that is wanted."""
         deadline = time.monotonic() + DEADLINE
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self._socket], [], [], left)[0]:
-                raw, (_, _, kind, *_) = self._socket.recvfrom(65536)
+            if select.select([self.socket], [], [], left)[0]:
+                raw, (_, _, kind, *_) = self.socket.recvfrom(65536)
                 if kind != socket.PACKET_OUTGOING and wanted(raw):
                     return raw
         raise AssertionError("nothing came")

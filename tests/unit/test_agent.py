@@ -3,186 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import logging
 import os
 import re
-import shlex
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
 
 import pytest
 
 from bpfproxy import status
 from bpfproxy.agent import Agent
 from bpfproxy.config import Settings
-from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError, UnsupportedError
+from bpfproxy.errors import AlreadyRunningError, DatapathError, InputError
 from bpfproxy.lock import StateLock
-from bpfproxy.model.address import Address, parse_address
 from bpfproxy.model.device import Device, NetworkState, NodeNetwork
-from bpfproxy.model.event import ObjectKey, Update
-from bpfproxy.model.frontend import Frontend
-from bpfproxy.model.service import Node, ObjectName, Protocol, Service, ServicePort
-from bpfproxy.proxiers.base import Op, Proxier, Tended
-from bpfproxy.runner import Backoff, Runner
-from tests.unit.simproxier import Kernel, NodeAddress, SimProxier
-
-DEADLINE = 10.0
-T = TypeVar("T")
-
-
-def service(name: str, ip: str, **more: Any) -> Service:
-    ports = (ServicePort("", Protocol.TCP, 80),)
-    return Service(ObjectName("ns", name), ports, cluster_ips=(parse_address(ip),), **more)
-
-
-WEB, DNS = service("web", "172.30.0.1"), service("dns", "172.30.0.2")
-WEB_IP = Frontend(parse_address("172.30.0.1"), 80, Protocol.TCP)
-DNS_IP = Frontend(parse_address("172.30.0.2"), 80, Protocol.TCP)
-HERE = parse_address("192.0.2.1")
-LATER = parse_address("192.0.2.2")
-
-
-class Events(logging.Handler):
-    """What the agent says, as fields, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[dict[str, str]] = asyncio.Queue()
-        self.past: list[dict[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fields = dict(word.partition("=")[::2] for word in shlex.split(record.getMessage()))
-        fields["level"] = record.levelname
-        self.loop.call_soon_threadsafe(self.queue.put_nowait, fields)
-
-    async def next(self, event: str, **wanted: str) -> dict[str, str]:
-        """The next event of this name and with these fields; those before it are passed over."""
-        async with asyncio.timeout(DEADLINE):
-            while True:
-                fields = await self.queue.get()
-                self.past.append(fields)
-                if fields.get("event") == event and wanted.items() <= fields.items():
-                    return fields
-
-    def count(self, event: str) -> int:
-        return sum(fields.get("event") == event for fields in self.past)
-
-
-class Voice(Generic[T]):
-    """A source that says what a test puts into its queue."""
-
-    def __init__(
-        self, queue: asyncio.Queue[T | Exception], refused: Callable[[InputError], None] | None = None
-    ) -> None:
-        self.queue = queue
-        self.refused = refused
-
-    async def run(self, sink: Callable[[T], None]) -> None:
-        while True:
-            item = await self.queue.get()
-            if isinstance(item, InputError) and self.refused:
-                self.refused(item)
-            elif isinstance(item, Exception):
-                raise item
-            else:
-                sink(item)
-
-
-class World:
-    """The parts of an agent: one simulated proxier, and sources that a test speaks through."""
-
-    def __init__(self, state_dir: Path) -> None:
-        self.settings = Settings(acceleration="auto", state_dir=state_dir, node_name="n1", min_sync_period=0.0)
-        self.proxier = SimProxier("ebpf", {})
-        self.proxiers = {"ebpf": self.proxier, "iptables": SimProxier("iptables", {})}
-        self.objects: asyncio.Queue[Update | Exception] = asyncio.Queue()
-        self.addresses: asyncio.Queue[frozenset[Address] | Exception] = asyncio.Queue()
-        self.networks: asyncio.Queue[NetworkState | Exception] = asyncio.Queue()
-        self.closed = False
-        self.cannot_open: Exception | None = None
-
-    def lock(self) -> contextlib.AbstractContextManager[object]:
-        return StateLock(self.settings.state_dir)
-
-    def open_proxier(self, mode: str) -> Proxier:
-        if self.cannot_open:
-            raise self.cannot_open
-        if mode not in self.proxiers:
-            raise UnsupportedError("not in this kernel")
-        return self.proxiers[mode]
-
-    def modes_present(self) -> Iterable[str]:
-        return [mode for mode, proxier in self.proxiers.items() if proxier.kernel]
-
-    def cleanup(self, mode: str) -> list[str]:
-        kernel = self.proxiers[mode].kernel
-        removed = [str(key) for key in kernel]
-        kernel.clear()
-        return removed
-
-    def node_addresses(self) -> Iterable[Address]:
-        return [HERE]
-
-    def network(self) -> NetworkState:
-        return NetworkState(route_generation=1)
-
-    def object_source(self, refused: Callable[[InputError], None]) -> Voice[Update]:
-        return Voice(self.objects, refused)
-
-    def address_source(self) -> Voice[frozenset[Address]]:
-        return Voice(self.addresses)
-
-    def network_source(self) -> Voice[NetworkState]:
-        return Voice(self.networks)
-
-    def say(self, *objects: Service | Node, removed: tuple[ObjectKey, ...] = (), complete: bool = True) -> None:
-        self.objects.put_nowait(Update(tuple(objects), removed, complete))
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[tuple[Agent, Events]]:
-        """An agent at work; it is stopped at the end."""
-        events, logger = Events(), logging.getLogger("bpfproxy")
-        level = logger.level
-        logger.addHandler(events)
-        logger.setLevel(logging.DEBUG)
-        agent = Agent(self.settings, self, lambda: Backoff(0.001, 0.01))
-        task = asyncio.create_task(agent.run())
-        try:
-            yield agent, events
-        finally:
-            agent.stop()
-            try:
-                async with asyncio.timeout(DEADLINE):
-                    await task
-            finally:
-                logger.removeHandler(events)
-                logger.setLevel(level)
-
-
-def assert_served(kernel: Kernel, by: Kernel) -> None:
-    """What has gone from one is in the other."""
-    assert {WEB_IP, DNS_IP} <= kernel.keys() | by.keys()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def unfrozen() -> Iterator[None]:
-    """The agent freezes what the garbage collector would walk; tests share a process."""
-    import gc
-
-    yield
-    gc.unfreeze()
+from bpfproxy.model.event import ObjectKey
+from bpfproxy.model.service import Node, ObjectName
+from bpfproxy.proxiers.base import Op, Tended
+from tests.unit.agent_world import (
+    DEADLINE,
+    DNS,
+    DNS_IP,
+    HERE,
+    LATER,
+    WEB,
+    WEB_IP,
+    World,
+    service,
+)
+from tests.unit.simproxier import NodeAddress
 
 
 class TestServing:
@@ -398,92 +248,6 @@ class TestTrouble:
         asyncio.run(story())
 
 
-class TestModes:
-    def leave_behind(self, world: World) -> SimProxier:
-        """What an agent of another mode would have left."""
-        former = world.proxiers["iptables"]
-
-        async def story() -> None:
-            world.settings = replace(world.settings, proxy_mode="iptables")
-            async with world.running() as (_, events):
-                world.say(WEB, DNS)
-                await events.next("ready")
-            world.settings = replace(world.settings, proxy_mode="ebpf")
-
-        asyncio.run(story())
-        assert WEB_IP in former.kernel
-        world.objects = asyncio.Queue()
-        return former
-
-    def test_the_former_mode_is_cleaned_up_when_the_new_one_serves(self, world: World) -> None:
-        former = self.leave_behind(world)
-        former.look = lambda kernel: assert_served(kernel, world.proxier.kernel)
-
-        async def story() -> None:
-            async with world.running() as (_, events):
-                world.say(WEB, complete=False)
-                await events.next("sync", services="1")
-                assert DNS_IP in former.kernel
-                world.say(DNS)
-                assert (await events.next("cleaned_up"))["proxier"] == "iptables"
-                assert {WEB_IP, DNS_IP} <= world.proxier.kernel.keys()
-                assert (former.kernel, former.closed) == ({}, True)
-
-        asyncio.run(story())
-
-    def test_it_stays_as_long_as_connections_depend_on_it(self, world: World) -> None:
-        former = self.leave_behind(world)
-        former.is_drained = False
-
-        async def story() -> None:
-            async with world.running() as (_, events):
-                world.say(WEB, DNS)
-                assert (await events.next("draining"))["proxier"] == "iptables"
-                assert WEB_IP not in former.kernel
-                assert NodeAddress(HERE) in former.kernel
-                former.is_drained = True
-                world.say(service("more", "172.30.0.3"))
-                await events.next("cleaned_up")
-                assert former.kernel == {}
-                assert events.count("draining") == 1
-
-        asyncio.run(story())
-
-    def test_the_annotation_opens_a_mode_and_its_end_takes_it_away(self, world: World) -> None:
-        other = world.proxiers["iptables"]
-
-        async def story() -> None:
-            async with world.running() as (_, events):
-                world.say(WEB, DNS)
-                await events.next("ready")
-                assert other.kernel == {}
-                world.say(service("dns", "172.30.0.2", proxy_mode="iptables"))
-                await events.next("sync", services="1")
-                assert (DNS_IP in other.kernel, DNS_IP in world.proxier.kernel) == (True, False)
-                assert NodeAddress(HERE) in other.kernel
-                world.say(DNS)
-                await events.next("cleaned_up")
-                assert (other.kernel, DNS_IP in world.proxier.kernel) == ({}, True)
-
-        asyncio.run(story())
-
-    def test_a_cleanup_that_fails_is_tried_again(self, world: World) -> None:
-        former = self.leave_behind(world)
-        cleanup = world.cleanup
-        world.cleanup = lambda mode: 1 / 0  # type: ignore[method-assign,assignment,return-value]
-
-        async def story() -> None:
-            async with world.running() as (_, events):
-                world.say(WEB, DNS)
-                assert (await events.next("cleanup_failed"))["proxier"] == "iptables"
-                world.cleanup = cleanup  # type: ignore[method-assign]
-                world.say(service("more", "172.30.0.3"))
-                await events.next("cleaned_up")
-                assert former.kernel == {}
-
-        asyncio.run(story())
-
-
 class TestComingAndGoing:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_a_signal_ends_it_in_order(self, world: World, number: signal.Signals) -> None:
@@ -568,70 +332,3 @@ class TestStatus:
         (tmp_path / "agent.json").write_text(json.dumps({"pid": "x"}))
         with pytest.raises(InputError, match=r"agent\.json"):
             status.read(tmp_path)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class TestRunner:
-    @pytest.fixture
-    def clock(self) -> Clock:
-        return Clock()
-
-    @pytest.fixture
-    def runner(self, clock: Clock) -> Runner:
-        return Runner(minimum=2.0, maximum=30.0, backoff=Backoff(4.0, 10.0), clock=clock)
-
-    def test_idle_until_a_full_run_is_due(self, runner: Runner, clock: Clock) -> None:
-        assert runner.delay() == 30.0
-        clock.now += 30.0
-        assert runner.delay() == 0.0
-        assert runner.begin() is True
-        runner.end(ok=True)
-        assert runner.delay() == 30.0
-
-    def test_a_request_is_due_at_once_but_not_too_soon_after_a_run(self, runner: Runner, clock: Clock) -> None:
-        runner.request()
-        assert runner.delay() == 0.0
-        assert runner.begin() is False
-        runner.end(ok=True)
-        runner.request()
-        assert runner.delay() == 2.0
-        clock.now += 1.5
-        assert runner.delay() == 0.5
-
-    def test_a_request_during_a_run_is_another_run(self, runner: Runner, clock: Clock) -> None:
-        runner.request()
-        runner.begin()
-        clock.now += 5.0
-        runner.request()
-        runner.end(ok=True)
-        assert runner.delay() == 0.0
-
-    def test_failures_are_tried_again_later_and_later(self, clock: Clock) -> None:
-        runner = Runner(minimum=2.0, maximum=300.0, backoff=Backoff(4.0, 10.0), clock=clock)
-        pauses = []
-        runner.request()
-        for _ in range(4):
-            runner.begin()
-            runner.end(ok=False)
-            pauses.append(runner.delay())
-            clock.now += runner.delay()
-        assert pauses == [4.0, 8.0, 10.0, 10.0]
-        assert runner.failures == 4
-        runner.begin()
-        runner.end(ok=True)
-        assert runner.failures == 0
-        assert runner.delay() > 0.0
-
-    def test_a_change_does_not_wait_for_the_next_try(self, runner: Runner, clock: Clock) -> None:
-        runner.begin()
-        runner.end(ok=False)
-        clock.now += 2.0
-        runner.request()
-        assert runner.delay() == 0.0

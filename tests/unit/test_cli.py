@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import pytest
@@ -22,6 +22,7 @@ from bpfproxy.cli.plan import PlannedFrontend
 from bpfproxy.events import EventFormatter, quote
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.service import Scheduler
+from bpfproxy.proxiers.modes import INSPECT, MODES
 
 MANIFEST = """
 apiVersion: v1
@@ -165,6 +166,18 @@ class TestBadUse:
         assert result.exit_code == errors.NotRunningError.exit_code
         assert f"no datapath under {tmp_path}" in said(result)
 
+    @pytest.mark.parametrize("command", [("service", "list"), ("backend", "list"), ("stats",), ("conntrack", "list")])
+    def test_a_mode_without_a_view_says_what_to_use_instead(self, command: tuple[str, ...], tmp_path: Path) -> None:
+        (tmp_path / "nftables").touch()  # as an agent of that mode leaves it
+        result = call(*command, "--state-dir", tmp_path)
+        assert result.exit_code == errors.NotRunningError.exit_code
+        line = said(result)
+        assert f"no eBPF datapath under {tmp_path}" in line
+        assert "mode nftables has no such view: `nft list ruleset`" in line
+
+    def test_every_mode_but_ebpf_has_something_else_to_look_with(self) -> None:
+        assert set(MODES) - {"ebpf"} <= INSPECT.keys()
+
     def test_nothing_to_clean_up(self, tmp_path: Path) -> None:
         state = tmp_path / "state"
         result = call("cleanup", "--state-dir", state)
@@ -235,11 +248,64 @@ class TestPlan:
         assert text[0].split() == ["TABLE", "KEY", "ROW"]
         assert len(text) == 1 + len(rows)
 
+    @pytest.mark.parametrize("mode", MODES)
+    def test_rows_of_every_mode_need_no_privileges(self, mode: str, manifest: Path) -> None:
+        arguments = [sys.executable, "-m", "bpfproxy", "render", "--manifests", str(manifest), "--node-name", "n1"]
+        if os.geteuid() == 0:
+            arguments = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *arguments]
+        done = subprocess.run([*arguments, "--proxy-mode", mode], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0].split() == ["TABLE", "KEY", "ROW"]
+        assert any("10.96.0.1" in line for line in lines)
+        assert any("10.244.1.1" in line for line in lines)
+
+    def test_settings_of_other_modes_are_in_the_rows(self, manifest: Path) -> None:
+        common = ("render", "--manifests", manifest, "--masquerade-bit", 5, "--snat-ports", "40000-65535")
+        rules = call(*common, "--proxy-mode", "iptables").stdout
+        assert "--or-mark 0x20" in rules
+        assert "--to-ports 1024-39999" in rules
+        ranges = ("--service-cidr", "10.96.0.0/12")
+        assert "10.96.0.0/12 drop" in call(*common, "--proxy-mode", "nftables", *ranges).stdout
+        assert "route_localnet" in rules
+        assert "route_localnet" not in call(*common, "--proxy-mode", "iptables", "--no-localhost-nodeports").stdout
+
+    def test_a_bad_service_cidr(self, manifest: Path) -> None:
+        result = call("render", "--manifests", manifest, "--proxy-mode", "nftables", "--service-cidr", "10.96")
+        assert result.exit_code == errors.InputError.exit_code
+        assert "service CIDR: expected a range such as" in said(result)
+
     @staticmethod
     def json(*args: object) -> Any:
         result = call("plan", *args, "-o", "json")
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
+
+
+class TestCheck:
+    # What makes a mode impossible here, by rows of its own.
+    REQUIRED: ClassVar = {
+        "ebpf": "program cgroup/connect4",
+        "iptables": "iptables",
+        "nftables": "nftables",
+        "userspace": "nft",
+    }
+
+    @pytest.mark.parametrize("mode", REQUIRED)
+    def test_a_mode(self, mode: str, tmp_path: Path) -> None:
+        result = call("check", "--proxy-mode", mode, "--state-dir", tmp_path / "state", "-o", "json")
+        findings = {finding["name"]: finding for finding in json.loads(result.stdout)}
+        assert findings["capabilities"]["required"]
+        assert findings[self.REQUIRED[mode]]["required"]
+        missing = [name for name, finding in findings.items() if finding["required"] and not finding["available"]]
+        expected = errors.PermissionsError if "capabilities" in missing else errors.UnsupportedError
+        assert result.exit_code == (expected.exit_code if missing else 0)
+        assert not (tmp_path / "state").exists()
+
+    def test_loopback_node_ports_are_looked_at_where_they_are_wanted(self, tmp_path: Path) -> None:
+        arguments = ("check", "--proxy-mode", "iptables", "--state-dir", tmp_path)
+        assert "route_localnet" in call(*arguments).stdout
+        assert "route_localnet" not in call(*arguments, "--no-localhost-nodeports").stdout
 
 
 class TestProcess:

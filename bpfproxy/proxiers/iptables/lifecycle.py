@@ -76,16 +76,7 @@ def open_proxier(settings: Settings) -> IptablesProxier:
 
 def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
     """What this kernel and machine offer, what would be used, and why."""
-    missing = privileges.missing()
-    found = [
-        Finding(
-            "capabilities",
-            not missing,
-            f"missing: {', '.join(missing)}" if missing else f"held: {', '.join(privileges.CAPABILITIES)}",
-            "rules cannot be written",
-            required=True,
-        )
-    ]
+    found = [privileges.check("rules cannot be written")]
     installed = ", ".join(command.available()) or "none"
     try:
         chosen = _variant(settings, _State(settings.state_dir).variants())

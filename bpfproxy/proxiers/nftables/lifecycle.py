@@ -92,9 +92,7 @@ def _tables() -> list[str]:
 
 def _tool() -> Iterator[Finding]:
     consequence = "rules cannot be written"
-    missing = privileges.missing()
-    held = f"missing: {', '.join(missing)}" if missing else f"held: {', '.join(privileges.CAPABILITIES)}"
-    yield Finding("capabilities", not missing, held, consequence, required=True)
+    yield privileges.check(consequence)
     try:
         version = nft.version()
         tables = ", ".join(_tables()) or "no tables yet"

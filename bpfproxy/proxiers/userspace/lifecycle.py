@@ -42,11 +42,12 @@ def open_proxier(settings: Settings) -> UserspaceProxier:
 
 def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
     """What this machine offers."""
+    consequence = "nothing leads to the relaying process"
+    held = privileges.check(consequence)
     try:
-        version = nft.version()
+        return [held, Finding("nft", True, nft.version(), consequence, required=True)]
     except UnsupportedError as error:
-        return [Finding("nft", False, str(error), "nothing leads to the relaying process", required=True)]
-    return [Finding("nft", True, version, "", required=True)]
+        return [held, Finding("nft", False, str(error), consequence, required=True)]
 
 
 def present(state_dir: Path) -> bool:

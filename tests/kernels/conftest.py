@@ -1,0 +1,51 @@
+"""For tests that need what not every kernel has: they are collected where it is there. `./dev kernel-test` runs them on
+a kernel that has it all."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bpfproxy.lab import netns
+
+_numbers = itertools.count()
+
+
+def _has_ipvs() -> bool:
+    """Whether virtual servers can be made, on dummy devices."""
+    if os.geteuid() != 0 or shutil.which("modprobe") is None:
+        return False
+    modules = ("ip_vs", "dummy", "ip_set")
+    return all(subprocess.run(["modprobe", name], capture_output=True).returncode == 0 for name in modules)
+
+
+collect_ignore_glob = [] if _has_ipvs() else ["test_ipvs*.py"]
+
+
+@pytest.fixture
+def node() -> Iterator[str]:
+    """A network namespace with addresses, the test's own; the test runs in it."""
+    name = f"bpfproxy-kernels-{os.getpid()}-{next(_numbers)}"
+    netns.make(name)
+    try:
+        commands = "link set lo up\nlink add up0 type veth peer name up1\nlink set up0 up\nlink set up1 up\n"
+        commands += "addr add 192.0.2.1/24 dev up0\naddr add 2001:db8:2::1/64 dev up0 nodad\n"
+        subprocess.run(["ip", "-n", name, "-batch", "-"], input=commands.encode(), check=True)
+        with netns.inside(name):
+            yield name
+    finally:
+        netns.remove(name)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A state directory."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    return directory

@@ -1,0 +1,172 @@
+"""The ipvs proxier after any history: what is read is what was wanted, and nobody else's virtual servers are
+touched."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bpfproxy.diff import diff
+from bpfproxy.model.address import Address, format_address, parse_address
+from bpfproxy.model.frontend import NodePlan
+from bpfproxy.model.service import EndpointSlice, Protocol, Service
+from bpfproxy.plan import NodeConfig, PlanIndex, plan_service
+from bpfproxy.proxiers.base import Key, Row
+from bpfproxy.proxiers.ipvs.entries import EntryTable
+from bpfproxy.proxiers.ipvs.proxier import IpvsProxier
+from bpfproxy.proxiers.ipvs.render import IpvsRenderer
+from bpfproxy.proxiers.ipvs.rows import ServerKey, ServerRow
+from bpfproxy.proxiers.ipvs.table import ServerTable
+from tests.unit import strategies
+from tests.unit.simkernel import SimKernel
+
+Rows = dict[Key, Row]
+NODES = [parse_address(text) for text in ("192.0.2.1", "192.0.2.200", "2001:db8::1")]
+"""Two of them are external addresses of Services as well."""
+
+
+class Rules:
+    """Keeps rows of chains and sysctls as they are: both have tests of their own."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def read(self) -> Rows:
+        return dict(self.rows)
+
+    def apply(self, changes: list[tuple[Key, Row]]) -> list[Any]:
+        for key, row in changes:
+            self.rows.pop(key, None)
+            if row is not None:
+                self.rows[key] = row
+        return []
+
+
+class World:
+    def __init__(self) -> None:
+        self.kernel = SimKernel()
+        self.rules: Rows = {}
+        self.sysctls: dict[str, str] = {}
+        self.renderer = IpvsRenderer()
+        self.boot()
+
+    def boot(self) -> None:
+        kernel = self.kernel
+        servers: Any = SimpleNamespace(
+            all=kernel.all_servers,
+            add=kernel.add_server,
+            set=kernel.set_server,
+            delete=kernel.delete_server,
+            reals=kernel.reals,
+            put_real=kernel.put_real,
+            delete_real=kernel.delete_real,
+        )
+        ipsets: Any = SimpleNamespace(
+            all=kernel.all_sets,
+            create=kernel.create,
+            destroy=kernel.destroy,
+            add=kernel.add_entry,
+            delete=kernel.delete_entry,
+        )
+        sysctls: Any = SimpleNamespace(
+            read=lambda: dict(self.sysctls), set=self.sysctls.__setitem__, restore=self.sysctls.pop
+        )
+        device = cast(Any, kernel)
+        entries = EntryTable(ipsets)
+        table = ServerTable(servers, device, entries)
+        rules = cast(Any, Rules(self.rules))
+        self.proxier = IpvsProxier(self.renderer, table, entries, device, ipsets, rules, sysctls, lambda: None)
+        self.applied = self.proxier.read()
+
+    def bring(self, wanted: Rows) -> None:
+        assert self.proxier.apply(diff(self.applied, wanted, self.proxier.phase)) == []
+        self.applied = self.proxier.read()
+        assert self.applied == wanted
+
+    def wanted(
+        self, services: list[Service], slices: list[EndpointSlice], config: NodeConfig, nodes: frozenset[Address]
+    ) -> Rows:
+        index = PlanIndex()
+        index.update(
+            {
+                one.name: plan_service(one, [item for item in slices if item.service == one.name], config)
+                for one in {one.name: one for one in services}.values()
+            }
+        )
+        rows = self.renderer.render_node(NodePlan(node_port_addresses=nodes))
+        for plan in index.plans.values():
+            rows.update(self.renderer.render(plan))
+        return rows
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.lists(strategies.services(), max_size=3),
+        strategies.slice_lists(strategies.SERVICES[0]),
+        strategies.nodes(),
+        st.frozensets(st.sampled_from(NODES)),
+        st.sampled_from(["", "restart", "tend", "busy", "crash"]),
+        st.integers(0, 40),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(STEPS, st.frozensets(st.sampled_from(NODES)))
+def test_any_history(steps: list[Any], others: frozenset[Address]) -> None:
+    world = World()
+    world.kernel.others = set(others)
+    for services, slices, config, nodes, event, ops in steps:
+        wanted = world.wanted(services, slices, config, nodes)
+        match event:
+            case "restart":
+                world.boot()
+            case "tend":
+                world.kernel.busy.clear()
+                world.proxier.tend()
+            case "busy":
+                world.kernel.busy = {place for at in world.kernel.weights.values() for place in at}
+            case "crash":
+                world.proxier.apply(diff(world.applied, wanted, world.proxier.phase)[:ops])
+                world.boot()
+        world.bring(wanted)
+    assert_sound(world)
+    world.bring({})
+    kernel = world.kernel
+    assert (kernel.servers, kernel.sets, kernel.vips, kernel.device) == ({}, {}, set(), False)
+    assert (world.rules, world.sysctls) == ({}, {})
+
+
+def assert_sound(world: World) -> None:
+    """VIPs are on the dummy device unless they are elsewhere, and in KUBE-IPVS-IPS with it; real servers that went have
+    weight 0."""
+    kernel = world.kernel
+    wanted = {key for key in world.applied if isinstance(key, ServerKey) and not key.on_node}
+    vips = {key.address for key in wanted} - kernel.others
+    assert kernel.vips == vips
+    listed = {entry.address for name in ("KUBE-IPVS-IPS", "KUBE-6-IPVS-IPS") for entry in kernel.sets[name].entries}
+    assert listed == vips
+
+
+def test_a_foreign_server_stands() -> None:
+    world = World()
+    address = strategies.CLUSTER_IPS[4][0]
+    theirs = {ServerKey(address, port, Protocol.TCP): ServerRow("wlc") for port in (53, 80)}
+    world.kernel.servers.update(theirs)
+    world.kernel.weights.update({key: {} for key in theirs})
+    world.boot()
+    wanted = world.renderer.render_node(NodePlan()) | {
+        ServerKey(address, 80, Protocol.TCP): ServerRow("rr"),
+    }
+    failures = world.proxier.apply(diff(world.applied, wanted, world.proxier.phase))
+    assert [failure.reason for failure in failures] == [
+        f"there is a virtual server {format_address(address)}:80/TCP that is not ours"
+    ]
+    world.boot()
+    world.bring({})
+    assert world.kernel.servers == theirs
