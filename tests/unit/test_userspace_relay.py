@@ -361,3 +361,32 @@ def busy(pid: int) -> float:
     """Seconds of a processor that a process has had."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_a_process_of_another_version_serves_its_last_connection_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Process(tmp_path, 10, 1.0)
+    monkeypatch.setattr(wire, "VERSION", "older")
+    old = Process(tmp_path, 10, 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        try:
+            [portal] = old.put({VIP: PortalRow(NAME, (backend_at(server.getsockname()[1]),))})
+            old.close()
+            assert new.portals() == []
+            with socket.create_connection(("127.0.0.1", portal.port), 5) as client:
+                connection, _ = server.accept()
+                new.retire_others()
+                assert not new.others_drained()
+                with pytest.raises(ConnectionRefusedError):
+                    socket.create_connection(("127.0.0.1", portal.port), 5)
+                connection.sendall(b"x")
+                assert client.recv(1) == b"x"
+                connection.close()
+                assert client.recv(1) == b""
+            wait_until(new.others_drained, 5, "nothing is left")
+            wait_until(lambda: not (tmp_path / "older.sock").exists(), 5, "it has ended")
+            assert new.portals() == []
+        finally:
+            new.close()
+            end_all(tmp_path)
