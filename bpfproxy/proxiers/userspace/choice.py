@@ -70,9 +70,8 @@ class Choice:
                 order.remove(had)
                 order.insert(0, had)
             else:
-                self.affinities.note(
-                    client, order[0], self._timeout
-                )  # for those that come while this one is connecting
+                # For those that come while this one is connecting.
+                self.affinities.note(client, order[0], self._timeout)
         return order
 
     def took(self, client: Address, backend: Backend) -> None:

@@ -66,6 +66,15 @@ class Process:
                 with contextlib.suppress(OSError), _connect(path) as connection:
                     wire.ask(connection, wire.Retire(), wire.Load)
 
+    def others_drained(self) -> bool:
+        """Whether those of other versions carry no connection any more."""
+        for path in self._directory.glob("*.sock"):
+            if path != self._path:
+                with contextlib.suppress(OSError), _connect(path) as connection:
+                    if wire.ask(connection, wire.Weigh(), wire.Load).connections:
+                        return False
+        return True
+
     def close(self) -> None:
         """Let go of it; it goes on."""
         if self._connection:

@@ -135,7 +135,7 @@ class UserspaceProxier:
 
     def drained(self) -> bool:
         """See `Proxier.drained`."""
-        return self._process.load().connections == 0
+        return self._process.load().connections == 0 and self._process.others_drained()
 
     def load(self) -> Any:
         """What the process carries now."""

@@ -10,6 +10,7 @@ A client in the cluster finds the rows of scope INTERNAL first, then those of sc
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -236,7 +237,7 @@ def read() -> Redirects | None:
                 elements[item[kind]["name"]] = item[kind].get("elem", [])
     result = Redirects({}, set(), set())
     for family in FAMILIES:
-        result.inside |= {Inside(_network(one)) for one in elements.get(f"inside{family}", ())}
+        result.inside |= {Inside(text) for text in _networks(elements.get(f"inside{family}", ()))}
         result.node_addresses |= {
             NodeAddress(parse_address(one)) for one in elements.get(f"node-addresses{family}", ())
         }
@@ -268,18 +269,21 @@ def _note(
 def _ranges_of(rule: Mapping[str, Any]) -> tuple[str, ...]:
     """The source ranges that a rule admits, if it is of that kind."""
     for part in rule["expr"]:
-        right = part.get("match", {}).get("right")
-        if isinstance(right, dict) and "set" in right:
-            return tuple(sorted(_network(one) for one in right["set"]))
-        if part.get("match", {}).get("left", {}).get("payload", {}).get("field") == "saddr" and not (
-            isinstance(right, str) and right.startswith("@")
-        ):
-            return (_network(right),)
+        match = part.get("match", {})
+        right = match.get("right")
+        if match.get("op") == "!=" and match["left"].get("payload", {}).get("field") == "saddr":
+            return tuple(sorted(_networks(right["set"] if isinstance(right, dict) and "set" in right else [right])))
     return ()
 
 
-def _network(element: Any) -> str:
-    """`10.0.0.0/8` or `192.0.2.1/32` from nft's JSON."""
-    if isinstance(element, dict):
-        return f"{element['prefix']['addr']}/{element['prefix']['len']}"
-    return f"{element}/{128 if ':' in element else 32}"
+def _networks(elements: Iterable[Any]) -> list[str]:
+    """`10.0.0.0/8` or `192.0.2.1/32` from nft's JSON, in which neighbours have become one range."""
+    found: list[Any] = []
+    for one in elements:
+        if isinstance(one, dict) and "range" in one:
+            found += ipaddress.summarize_address_range(*map(ipaddress.ip_address, one["range"]))
+        elif isinstance(one, dict):
+            found.append(ipaddress.ip_network(f"{one['prefix']['addr']}/{one['prefix']['len']}"))
+        else:
+            found.append(ipaddress.ip_network(one))
+    return [str(network) for network in ipaddress.collapse_addresses(found)]

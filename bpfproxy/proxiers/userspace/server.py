@@ -10,7 +10,7 @@ import signal
 import socket
 import weakref
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from bpfproxy.model.frontend import Frontend, ServicePortName
 from bpfproxy.model.service import Protocol
@@ -24,6 +24,7 @@ from bpfproxy.proxiers.userspace.udp import UdpListener
 log = logging.getLogger(__name__)
 
 _ANY: Final = {4: "0.0.0.0", 6: "::"}
+_SILENCE: Final = 10.0
 _FILES_MAX: Final = Path("/proc/sys/fs/nr_open")
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -152,10 +153,24 @@ class _Open:
         self._listener, self.port = None, 0
 
 
+class _Complaints:
+    """Says what went wrong in a callback, once in a while: with no descriptor left, each try to accept fails."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._silent_until = 0.0
+
+    def __call__(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if self._loop.time() >= self._silent_until:
+            self._silent_until = self._loop.time() + _SILENCE
+            log.error("userspace: %s: %r", context["message"], context.get("exception"))
+
+
 async def run(path: Path, limit: int, udp_idle: float) -> None:
     """Serve agents that connect to the socket at `path`, which is made; it is gone at the end."""
     server = Server(Budget(limit), udp_idle)
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Complaints(loop))
     loop.add_signal_handler(signal.SIGTERM, server.done.set)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the agent
     control = await asyncio.start_unix_server(server.serve, path)

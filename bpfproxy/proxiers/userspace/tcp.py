@@ -21,6 +21,8 @@ _DEADLINE: Final = 20.0
 """Seconds after which no further backend is tried."""
 _KEEP_ALIVE: Final = 30
 """Seconds of silence after which, and between which, an end is asked whether it is there."""
+_BURST: Final = 16
+_BACKLOG: Final = 4096
 _CHUNK: Final = 1 << 16
 _BUFFER: Final = memoryview(bytearray(_CHUNK))
 """One for all: what is read is written on, or copied, before anything else is read."""
@@ -153,7 +155,9 @@ class TcpListener:
     async def open(self) -> None:
         """Begin to accept."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accept, sock=self._listener, backlog=1024)
+        # asyncio takes its backlog for how often to accept in a row, also when each try fails for want of descriptors.
+        self._server = await loop.create_server(self._accept, sock=self._listener, backlog=_BURST)
+        self._listener.listen(_BACKLOG)
 
     def close(self) -> None:
         """Accept no more; connections run out."""
