@@ -7,8 +7,8 @@ Where a mode is known to do otherwise than the page says, the expectation is wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal
 
@@ -53,6 +53,8 @@ class Expected:
     """All requests of a client go to one place, by whatever frontend of the port."""
     even: bool = False
     """Places take turns."""
+    lost: frozenset[str] = frozenset()
+    """Where requests come to whose answers do not find the way back."""
     divergences: frozenset[Divergence] = frozenset()
     """Where this is not what the page says."""
 
@@ -97,11 +99,11 @@ class _Judge:
         if probe.port.target not in SERVED_PORTS:
             return self.closed_port()
         if all(self.answers_past_the_node(SPOTS[endpoint.at]) for endpoint in usable):
-            return self.turned_away("dropped")
+            return replace(self.turned_away("dropped"), lost=self.places(usable), port=probe.port.target)
         address, port = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
         return Expected(
             "answered",
-            frozenset(endpoint.at for endpoint in usable),
+            self.places(usable),
             probe.port.target,
             peer=(f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port),
             sources={endpoint.at: self.sources(SPOTS[endpoint.at]) for endpoint in usable},
@@ -111,6 +113,10 @@ class _Judge:
             even=service.scheduler == "round-robin" and not service.affinity and not self.by_packet,
             divergences=frozenset(self.divergences),
         )
+
+    @staticmethod
+    def places(usable: Iterable[Endpoint]) -> frozenset[str]:
+        return frozenset(endpoint.at for endpoint in usable)
 
     def turned_away(self, answer: Answer) -> Expected:
         datagrams = self.by_packet and self.probe.talk.startswith("udp")
