@@ -206,7 +206,10 @@ class _Judge:
         if self.client.v4 == server.v4:
             return self.of_the_node(server)
         if not self.masqueraded(server):
-            return own
+            if self.probe.via != "ClusterIP" or self.case.detector or server.node == self.client.entry:
+                return own
+            self.divergences.add("masquerade-without-detector")
+            return self.of_the_node(server)
         if server.node == self.client.entry:
             self.divergences.add("address-kept")
             return own
