@@ -23,8 +23,8 @@ REASONS: Final[dict[Divergence, str]] = {
     "told-at-connect": "ebpf: where a packet would be dropped, connect fails at once (EHOSTUNREACH) and nobody waits",
     "no-masquerade-of-sockets": "ebpf: a translated socket speaks to its backend directly, so nothing has to come back"
     " through the node",
-    "masquerade-without-detector": "ebpf: where the node does not know pods by their addresses, clients of a ClusterIP are"
-    " masqueraded towards other nodes, or the answers would go past the node",
+    "masquerade-without-detector": "ebpf: where the node does not know pods by their addresses, clients of a ClusterIP"
+    " are masqueraded towards other nodes, or the answers would go past the node",
     "no-loopback-node-ports": "127.0.0.1 and ::1 cannot be routed off the loopback device: ipvs and nftables have no"
     " NodePorts there, iptables those of IPv4",
     "address-of-the-node": "userspace: the connection to the backend is the proxy's own",
