@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -27,9 +27,9 @@ FAMILIES: tuple[Family, ...] = (4, 6)
 
 
 @contextlib.contextmanager
-def traffic(scene: Scene) -> Iterator[None]:
-    """Held and short TCP connections and UDP flows in both families, by both nodes; none may break, be refused or go
-    unanswered, and none may wait until it is sent again."""
+def traffic(scene: Scene, clients: Sequence[str] = CLIENTS) -> Iterator[None]:
+    """Held and short TCP connections and UDP flows in both families, by the nodes of `clients`; none may break, be
+    refused or go unanswered, and none may wait until it is sent again."""
     with contextlib.ExitStack() as stack:
         loads = {
             (client, family, via, port, hold): stack.enter_context(
@@ -37,7 +37,7 @@ def traffic(scene: Scene) -> Iterator[None]:
                     scene.flow(client=client, family=family, via=via, port=port), hold=hold, interval=0.01
                 )
             )
-            for client in CLIENTS
+            for client in clients
             for family in FAMILIES
             for via, port, hold in WAYS
         }

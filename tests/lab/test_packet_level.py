@@ -101,7 +101,7 @@ def test_on_an_older_kernel(lab: Lab, tmp_path: Path) -> None:
     agent().start()
     scene.settle("pod1a", "pod2a", client=OUTSIDE)
     assert len(filters(lab)) == 2
-    with traffic(scene):
+    with traffic(scene, [OUTSIDE]):
         lab.agents["node1"].kill()
         agent().start()
         scene.put("pod1a", "pod1b", "pod2a")
