@@ -24,7 +24,7 @@ from bpfproxy.datapath import abi, bpffs, libbpf, schema
 from bpfproxy.datapath.maps import NOEXIST, Map
 from bpfproxy.datapath.schema import IncompatibleError, Schema, Translation
 from bpfproxy.events import emit
-from bpfproxy.model.frontend import Backend, Frontend
+from bpfproxy.model.frontend import Backend, Frontend, ServicePortName
 from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 
@@ -46,8 +46,8 @@ _GENERATION: Final = abi.layout("struct backend", "generation")
 class Ids(Struct):
     """Ids that were in force. They are taken out as those that had them come for them."""
 
-    backends: dict[Backend, list[int]] = field(default_factory=dict)
-    """Those of several Services may have one address."""
+    backends: dict[Backend, dict[int, ServicePortName | None]] = field(default_factory=dict)
+    """By id, whose it was: those of several Services may have one address. None: nobody knows."""
     frontends: dict[Frontend, int] = field(default_factory=dict)
     generations: dict[int, int] = field(default_factory=dict)
     """Of every id of a backend that was ever given."""
@@ -71,6 +71,7 @@ class Former:
         """Who has which id; none where the layout is not known."""
         ids = Ids()
         try:
+            owners = self._owners()
             for key, value in self._rows("backends"):
                 (generation,) = _GENERATION.unpack(value)
                 if generation:
@@ -78,13 +79,33 @@ class Former:
                     ids.generations[number] = generation
                     backend, _, serving = codec.decode_backend(value)
                     if serving:
-                        ids.backends.setdefault(backend, []).append(number)
+                        ids.backends.setdefault(backend, {})[number] = owners.get(number)
             for family in (4, 6):
                 for key, value in self._rows(f"frontends{family}"):
                     (ids.frontends[codec.decode_frontend_key(family, key)],) = _FRONTEND_ID.unpack(value)
         except (IncompatibleError, OSError) as error:
             self._tell("not_inherited", what="ids", reason=error)
         return ids
+
+    def _owners(self) -> dict[int, ServicePortName]:
+        """Whose each backend is, by its id; nothing where sets are written in another way."""
+        names = ("sets", "slots", "set_names")
+        if self._schema is None or not all(self._schema.same(name, schema.current()) for name in names):
+            return {}
+        owners: dict[int, ServicePortName] = {}
+        with (
+            Map.open(self._directory / "sets") as sets,
+            Map.open(self._directory / "slots") as slots,
+            Map.open(self._directory / "set_names") as set_names,
+        ):
+            words, ids = sets.mmap().cast("Q"), slots.mmap().cast("I")
+            for key, value in set_names.items():
+                word = codec.SetWord(words[codec.U32.unpack(key)[0]])
+                if word.in_use:
+                    drain = word.members + word.count
+                    members = [*ids[word.members : drain], *ids[drain + 1 : drain + 1 + ids[drain]]]
+                    owners.update(dict.fromkeys(members, codec.decode_set_name(value).service_port))
+        return owners
 
     def share(self, directory: Path, names: Iterable[str], sizes: Mapping[str, int]) -> None:
         """Pin those maps that go on being used in the directory of this version, too."""

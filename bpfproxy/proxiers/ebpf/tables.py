@@ -57,10 +57,9 @@ class BackendTable:
         size = maps["backends"].max_entries
         used = {entry.id for entries in found.backends.values() for entry in entries.values()}
         self._former = former.backends
-        for backend, numbers in list(self._former.items()):
-            numbers[:] = [number for number in numbers if number not in used and number < size]
-            if not numbers:
-                del self._former[backend]
+        for numbers in self._former.values():
+            for number in [number for number in numbers if number in used or number >= size]:
+                del numbers[number]
         waiting = {number for numbers in self._former.values() for number in numbers}
         self._ids = IdAllocator("backends (--max-backends)", size, grace, clock, used | waiting)
         for number, generation in former.generations.items():
@@ -76,7 +75,7 @@ class BackendTable:
             for backend in backends:
                 entry = entries.get(backend)
                 if entry is None:
-                    entry = entries[backend] = self._write(backend)
+                    entry = entries[backend] = self._write(owner, backend)
                 else:
                     entry.sets += 1
                 ids.append(entry.id)
@@ -114,14 +113,16 @@ class BackendTable:
                 self.gone.append(Gone(backend, number, self._words[_generation_word(number)]))
         self._former.clear()
 
-    def _write(self, backend: Backend) -> BackendEntry:
-        former = self._former.get(backend)
-        number = former.pop() if former else 0
-        known = number > 0
-        if not known:
+    def _write(self, owner: ServicePortName, backend: Backend) -> BackendEntry:
+        former = self._former.get(backend, {})
+        known = next((number for number, whose in former.items() if whose in (owner, None)), None)
+        if known is None:
             number = self._ids.allocate()
+        else:
+            number = known
+            del former[known]
         at = number * _SIZE
-        generation = self._words[_generation_word(number)] + (not known) & 0xFFFFFFFF
+        generation = self._words[_generation_word(number)] + (known is None) & 0xFFFFFFFF
         self._rows[at : at + _SIZE] = codec.encode_backend(backend, generation)
         self._packets.serve(backend)
         self._packets.know(backend, number)
