@@ -33,7 +33,8 @@ _RANGES: dict[tuple[Via, Family], str] = {
     ("LoadBalancer", 4): "198.19.1.0",
     ("LoadBalancer", 6): "fd00:198:19::1:0",
 }
-_FIRST_NODE_PORT = 31000
+_FIRST_NODE_PORT = 20000
+"""Scenes of a long run are numbered on: there has to be room before 32768, where ports of clients begin."""
 _PORTS_PER_CASE = 8
 
 

@@ -47,11 +47,18 @@ class Wire:
         """The next frame that the node has sent and that is wanted."""
         deadline = time.monotonic() + DEADLINE
         while (left := deadline - time.monotonic()) > 0:
-            if select.select([self.socket], [], [], left)[0]:
+            if readable(self.socket.fileno(), left):
                 raw, (_, _, kind, *_) = self.socket.recvfrom(65536)
                 if kind != socket.PACKET_OUTGOING and wanted(raw):
                     return raw
         raise AssertionError("nothing came")
+
+
+def readable(fd: int, seconds: float) -> bool:
+    """Wait until there is something to read. (select() knows the first 1,024 descriptors of a process alone.)"""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def is_of(protocol: Protocol, address: str) -> Callable[[bytes], bool]:
@@ -132,7 +139,7 @@ def read_packet(fd: int, wanted: Callable[[bytes], bool]) -> bytes:
     """The next packet that tun0 sends and that is wanted, without a link layer."""
     deadline = time.monotonic() + DEADLINE
     while (left := deadline - time.monotonic()) > 0:
-        if select.select([fd], [], [], left)[0]:
+        if readable(fd, left):
             raw = os.read(fd, 65536)
             if wanted(bytes(12) + (b"\x08\x00" if raw[0] >> 4 == 4 else b"\x86\xdd") + raw):
                 return raw
