@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from pyroute2 import Ethtool, IPRoute
+from pyroute2.ethtool.ioctl import NotSupportedError
 
 from bpfproxy.lab import bpf, cgroup, netns, remains
 from bpfproxy.lab.layout import NODES, PLACES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
@@ -169,7 +170,11 @@ class Topology:
         with netns.inside(self.netns(spot)), contextlib.closing(Ethtool()) as tool:
             features = tool.get_features(device)
             features.features[feature].enable = on
-            tool.set_features(device, features)
+            # The kernel says so too if another feature does not come out as asked: an agent may just put XDP there.
+            with contextlib.suppress(NotSupportedError):
+                tool.set_features(device, features)
+            if tool.get_features(device).features[feature].enable is not on:
+                raise OSError(f"{feature} of {device} in {spot} stays as it is")
 
     def offloads(self, spot: str, device: str) -> set[str]:
         """Features of a device that are on, by the kernel's names."""
