@@ -191,7 +191,7 @@ def test_tcp_connections_run_out(world: World, web: MakeWeb, agent: Agent, famil
         made.put(pod2=LOCAL)
         agent.proxier.tend()
         assert talk(held).startswith("pod1")
-        assert not agent.proxier.drained()
+        assert not agent.proxier.drained(())
         made.put(pod1=LOCAL, pod2=LOCAL)
         made.put(pod2=LOCAL)
         assert talk(held).startswith("pod1")
