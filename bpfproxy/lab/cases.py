@@ -73,6 +73,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     internal_policy: Literal["Cluster", "Local"] = "Cluster"
     external_policy: Literal["Cluster", "Local"] = "Cluster"
     scheduler: Literal["random", "round-robin", "maglev"] | None = None
+    proxy_mode: str | None = None
     families: tuple[Family, ...] = (4, 6)
     labels: dict[str, str] = {}
     slice_labels: dict[str, str] = {}
