@@ -19,6 +19,9 @@ modprobe --all $ipvs
 printf 'net.%s = 1\n' ipv4.ip_forward ipv6.conf.all.forwarding >/etc/sysctl.d/90-bpfproxy.conf
 sysctl --quiet --load /etc/sysctl.d/90-bpfproxy.conf
 
+# Most modules of the tools are never imported here; compiling them would take longest where the processor is emulated.
+export PIP_COMPILE=0
+
 # With wheels in the box no network is needed, until dependencies change.
 if [ -d $wheels ]; then
     PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels $tree/dev build || $tree/dev build
