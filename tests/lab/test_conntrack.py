@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from bpfproxy import api, status
 from bpfproxy.cli import cli
-from bpfproxy.datapath import abi, bpffs
+from bpfproxy.datapath import abi
 from bpfproxy.datapath.maps import Map
 from bpfproxy.errors import NotRunningError
 from bpfproxy.model.address import format_endpoint, parse_address
@@ -32,7 +31,8 @@ from bpfproxy.proxiers.ebpf.packet import Timeouts
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
-from tests.lab.conntrack_rows import ANSWERED, FIN, RESET, SEEN, Clock, End, Writer, fill, load_maps
+from tests.lab.conftest import NewMaps
+from tests.lab.conntrack_rows import ANSWERED, FIN, RESET, SEEN, Clock, End, Writer, fill
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 OPEN, SILENT = (SEEN | ANSWERED, SEEN | ANSWERED), (SEEN, 0)
@@ -51,20 +51,8 @@ MAPS = ("flows4", "tuples4", "flows6", "tuples6")
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    """A state directory whose bpffs is mounted."""
-    bpffs.mount(tmp_path)
-    try:
-        yield tmp_path
-    finally:
-        bpffs.unmount(tmp_path)
-
-
-@pytest.fixture
-def maps(state: Path) -> Maps:
-    directory = state / "bpf" / "maps-test"
-    directory.mkdir()
-    return load_maps(directory)
+def maps(state: Path, new_maps: NewMaps) -> Maps:
+    return new_maps(state / "bpf" / "maps-test")
 
 
 @pytest.fixture
@@ -153,10 +141,8 @@ class TestReading:
         assert len(flows(conntrack, FlowFilter(vip=Place.parse("10.96.0.0/16")))) == 2
         assert flows(conntrack, FlowFilter(backend=Place.parse("10.244.1.9"))) == []
 
-    def test_a_hundred_thousand_in_half_a_second(self, state: Path, clock: Clock) -> None:
-        directory = state / "bpf" / "maps-large"
-        directory.mkdir()
-        maps = load_maps(directory, flows=1 << 18)
+    def test_a_hundred_thousand_in_half_a_second(self, state: Path, new_maps: NewMaps, clock: Clock) -> None:
+        maps = new_maps(state / "bpf" / "maps-large", flows=1 << 18)
         conntrack = Conntrack(maps, Timeouts(), clock)
         fill(maps, clock, 100_000, idle=[0])
         times = []

@@ -43,29 +43,6 @@ XDP = {Hook.XDP: "bp_xdp", Hook.TC_IN: "bp_tc_in_left", Hook.TC_OUT: "bp_tc_out"
 PASSAGE = {Hook.TC_OUT: "bp_tc_out"}
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("device")
-    devices.compile_programs(directory)
-    return directory
-
-
-@pytest.fixture
-def node() -> Iterator[Net]:
-    """The namespace that the test's thread is in."""
-    with Net() as made, netns.inside(made.name):
-        yield made
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    top = bpffs.mount(tmp_path)
-    yield tmp_path
-    DeviceHooks(top, tcx=True).detach_all()
-    attach.detach_all(top / "others")
-    bpffs.unmount(tmp_path)
-
-
 @pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
 def tcx(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)

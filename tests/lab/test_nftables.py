@@ -3,9 +3,8 @@ is left alone."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from bpfproxy.config import Settings
 from bpfproxy.diff import diff
 from bpfproxy.engine import Engine
 from bpfproxy.errors import DatapathError, UnsupportedError
-from bpfproxy.lab import cases, manifests, netns, remains
+from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import Update
@@ -75,18 +74,6 @@ delete element ip kube-proxy cluster-ips { 172.30.0.1 }
 add element ip kube-proxy cluster-ips { 172.30.0.1 }
 flush chain ip kube-proxy mark-for-masquerade
 """
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A network namespace, which the test's thread is in."""
-    name = f"{remains.prefix(f'{os.getpid()}-nft')}-rules"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            yield name
-    finally:
-        netns.remove(name)
 
 
 def command(*arguments: str, script: str | None = None) -> str:
