@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import itertools
+import socket
+import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +19,8 @@ from bpfproxy.config import Settings
 from bpfproxy.lab import netns
 from bpfproxy.model.address import Family, format_address, parse_address
 from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, Service, ServicePort
+from bpfproxy.proxiers.ipvs.rows import ServerKey
+from bpfproxy.proxiers.ipvs.servers import Servers
 from tests.kernels.world import CIDRS, CLIENT, GATEWAYS, NODE, PODS, PORT, SILENCE, Agent, World, talk
 
 BOTH: Final = ("pod1", "pod2")
@@ -84,6 +90,9 @@ def masqueraded(pod: str, family: Family) -> str:
     """What a pod answers to a client whose address it does not see."""
     return f"{pod} {GATEWAYS[pod][family]}"
 
+
+RESET_FORGOTTEN: Final = 60.0
+"""Seconds within which IPVS forgets a connection that was reset (it takes 10)."""
 
 families = pytest.mark.parametrize("family", [4, 6])
 protocols = pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP], ids=lambda one: one.name)
@@ -195,6 +204,41 @@ def test_tcp_connections_run_out(world: World, web: MakeWeb, agent: Agent, famil
         made.put(pod1=LOCAL, pod2=LOCAL)
         made.put(pod2=LOCAL)
         assert talk(held).startswith("pod1")
+
+
+@families
+def test_connections_outlive_their_service(world: World, web: MakeWeb, agent: Agent, family: Family) -> None:
+    """As they do with rules, where conntrack goes on; also over a restart, and if the Service comes back."""
+    made = web()
+    made.put(pod1=LOCAL)
+    vip, node_port = (made.cluster_ip[family], 80), (NODE[family], made.node_port)
+    with (
+        world.connect("client", Protocol.TCP, vip) as held,
+        world.connect("client", Protocol.TCP, node_port) as other,
+        world.connect("client", Protocol.UDP, vip) as datagrams,
+    ):
+        assert {talk(one) for one in (held, other, datagrams)} == {masqueraded("pod1", family)}
+        agent.serve()
+        assert (talk(held), talk(other)) == (masqueraded("pod1", family),) * 2
+        assert [world.ask("client", Protocol.TCP, to) for to in (vip, node_port)] == ["refused"] * 2
+        assert not agent.proxier.drained(())
+        agent.restart()
+        agent.serve()
+        agent.proxier.tend()
+        assert (talk(held), talk(other)) == (masqueraded("pod1", family),) * 2
+        made.put(pod2=LOCAL)
+        assert world.ask("client", Protocol.TCP, vip) == masqueraded("pod2", family)
+        assert talk(held) == masqueraded("pod1", family)
+        agent.serve()
+        for one in (held, other):
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    gone = ServerKey(parse_address(NODE[family]), made.node_port, Protocol.TCP)
+    deadline = time.monotonic() + RESET_FORGOTTEN
+    with netns.inside(world.name("node")), contextlib.closing(Servers()) as servers:
+        while gone in dict(servers.all()):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+            agent.proxier.tend()
 
 
 @families

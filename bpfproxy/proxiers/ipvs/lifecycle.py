@@ -60,6 +60,7 @@ def open_proxier(settings: Settings) -> IpvsProxier:
     require()
     state = settings.state_dir / _STATE
     if not state.exists():
+        _has_ipvs()  # a note of what can never be opened would be in the way of every later agent
         variant = command.choose(settings.iptables_variant)
         _refuse_others(variant)
         state.mkdir(parents=True)
@@ -89,7 +90,7 @@ def cleanup(state_dir: Path) -> list[str]:
     if not state.exists():
         return []
     rendering = IpvsRenderer()
-    proxier = _open(state, rendering, ())
+    proxier = _open(state, rendering, (), graceful=False)
     try:
         rows = proxier.read()
         ops = sorted((Op(key, None) for key in rows), key=proxier.phase)
@@ -108,7 +109,7 @@ _VARIANT: Final = "variant"
 _SYSCTLS: Final = "sysctls.json"
 
 
-def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...]) -> IpvsProxier:
+def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...], *, graceful: bool = True) -> IpvsProxier:
     variant = cast(Variant, (state / _VARIANT).read_text())
     with ExitStack() as stack:
         servers = Servers()
@@ -120,7 +121,7 @@ def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...]) -> 
         entries = EntryTable(ipsets)
         return IpvsProxier(
             rendering,
-            ServerTable(servers, device, entries, spared),
+            ServerTable(servers, device, entries, spared, graceful=graceful),
             entries,
             device,
             ipsets,
