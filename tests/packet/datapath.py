@@ -20,9 +20,8 @@ from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade,
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Op, Rows
 from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
-from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+from tests.tables import proxier_over
 
 Layer = Literal["xdp", "tc"]
 
@@ -133,14 +132,7 @@ class Datapath:
     # ---- tables --------------------------------------------------------------------------------------------------
 
     def _reset_proxier(self) -> None:
-        self.proxier = EbpfProxier(
-            self.maps,
-            EbpfRenderer(),
-            grace_period=0.0,
-            activate=lambda _: None,
-            destroy_sockets=lambda _: None,
-            close=lambda: None,
-        )
+        self.proxier = proxier_over(self.maps, grace_period=0.0)
         self.applied = dict(self.proxier.read())
 
     def clear(self) -> None:
