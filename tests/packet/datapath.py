@@ -160,10 +160,10 @@ class Datapath:
             for index in range(map_.max_entries):
                 map_.zero(index)
 
-    def set_node(self, generation: int) -> None:
+    def set_node(self, generation: int, *, shared: bool = False) -> None:
         self.maps["node"].update(
             (0).to_bytes(4, "little"),
-            packet.encode_node(generation, parse_address(NODE[4]), parse_address(NODE[6])),
+            packet.encode_node(generation, parse_address(NODE[4]), parse_address(NODE[6]), shared=shared),
         )
 
     def add_network(self, owner: int, address: str, prefix: int) -> None:
