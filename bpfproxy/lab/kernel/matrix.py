@@ -29,17 +29,19 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
     "socket level: every program attaches, is replaced, is detached": (
         "tests/lab/datapath/test_attach.py::test_create_switch_detach",
     ),
-    "packet level: every program loads and runs at XDP and tc, by either loader": (
+    "devices: XDP and tc programs attach, are replaced, are detached": (
         "tests/lab/datapath/test_device.py::test_programs_of_either_loader_run[clsact-bcc]",
         "tests/lab/datapath/test_device.py::test_programs_of_either_loader_run[clsact-prebuilt]",
     ),
-    "packet tables: TCP by a ClusterIP to local and remote backends": ("tests/packet/test_forward.py",),
+    "packet level: every program loads, by either loader, and TCP is forwarded on real devices": (
+        "tests/packet/test_on_devices.py",
+    ),
     "lab: an agent serves pods and a node, goes, and comes back": (
         "tests/lab/test_lifecycle.py::test_two_nodes_side_by_side",
     ),
 }
 """Groups of tests, by what they show."""
-_ONLY: Final = "not UDP and not SCTP and not LOAD_BALANCER and not EXTERNAL_IP and not NODE_PORT"
+_ONLY: Final = "not UDP and not SCTP"
 _TIMEOUT: Final = 3600.0
 
 
