@@ -32,6 +32,7 @@ from bpfproxy.netfilter.ipset import IpSets
 from bpfproxy.netfilter.sysctl import get
 from bpfproxy.proxiers.ipvs import lifecycle
 from bpfproxy.proxiers.ipvs.render import SCHEDULERS
+from bpfproxy.proxiers.ipvs.rows import ServerKey
 from tests.kernels.world import CIDRS, NODE_ADDRESSES, Agent
 from tests.unit import strategies
 
@@ -102,12 +103,15 @@ def test_a_restart_applies_the_difference_alone(agent: Agent) -> None:
 
 def test_each_scheduler(agent: Agent) -> None:
     """One after another, while the real servers stay."""
+    agent.serve(WEB, slice_of(*PODS))
     for scheduler in SCHEDULERS:
         agent.settings = replace(agent.settings, ipvs_scheduler=scheduler)
-        agent.restart()
-        changed = agent.serve(WEB, slice_of(*PODS))
-        assert scheduler == SCHEDULERS[0] or changed == 2, "the ClusterIP's and the NodePort's"
+        wanted = agent.plan(WEB, slice_of(*PODS))
+        assert {type(key) for key in wanted if wanted[key] != agent.applied.get(key)} <= {ServerKey}
+        assert agent.change(wanted) == []
+        agent.applied = wanted
         assert {one.get_attr("IPVS_SVC_ATTR_SCHED_NAME") for one in virtual_servers()} == {scheduler}
+    assert agent.proxier.read() == agent.applied
 
 
 def test_what_others_have_is_left_alone(agent: Agent) -> None:

@@ -223,11 +223,12 @@ class Agent:
         return len(ops)
 
     def plan(self, *objects: Object, addresses: tuple[Address, ...] = NODE_ADDRESSES) -> dict[Key, Row]:
-        """The rows that are wanted for them."""
+        """The rows that are wanted for them, by the settings as they are now."""
         plan = plan_objects([*objects, Node("n1", addresses=addresses)], self.settings)
-        rows: dict[Key, Row] = dict(self.proxier.render_node(plan.node))
+        renderer = lifecycle.renderer(self.settings)
+        rows: dict[Key, Row] = dict(renderer.render_node(plan.node))
         for one in plan.services.values():
-            rows.update(self.proxier.render(one))
+            rows.update(renderer.render(one))
         return rows
 
     def change(self, wanted: dict[Key, Row]) -> list[Failure]:
