@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import shlex
 import sys
@@ -38,6 +39,8 @@ def parity(kernel: Kernel, arguments: Sequence[str], results: Path, timeout: flo
 def run_command(kernel: Kernel, command: Sequence[str], results: Path, timeout: float) -> int:
     """Run a command of this checkout on `kernel`; see `machine.run`."""
     results.mkdir(parents=True, exist_ok=True)
+    # The checkout is read-only in the guest: without this every process there would compile what it imports.
+    compileall.compile_dir(PROJECT / "bpfproxy", quiet=1)
     return machine.run(
         kernel, command, results, directory=PROJECT, environment=_environment(), cached=_python(), timeout=timeout
     )
