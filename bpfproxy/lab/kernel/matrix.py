@@ -34,10 +34,11 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
         "tests/lab/datapath/test_device.py::test_programs_of_either_loader_run[clsact-prebuilt]",
     ),
     "packet level: every program loads, by either loader, and TCP is forwarded on real devices": (
-        "tests/packet/test_on_devices.py",
+        "tests/packet/test_on_devices.py::test_tc_takes_what_xdp_leaves",
+        "tests/packet/test_on_devices.py::test_a_client_behind_a_device_without_a_link_layer",
     ),
     "lab: an agent serves pods and a node, goes, and comes back": (
-        "tests/lab/test_lifecycle.py::test_two_nodes_side_by_side",
+        "tests/lab/test_lifecycle.py::test_two_nodes_side_by_side[bcc]",
     ),
 }
 """Groups of tests, by what they show."""
