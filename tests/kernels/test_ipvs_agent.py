@@ -11,7 +11,7 @@ from itertools import product
 from typing import Final
 
 import pytest
-from pyroute2 import IPVS, IPRoute
+from pyroute2 import IPRoute
 
 from bpfproxy.lab import manifests, netns, remains
 from bpfproxy.lab.cases import Port, Service, Via
@@ -20,7 +20,9 @@ from bpfproxy.lab.layout import Family
 from bpfproxy.lab.node import Agent
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from bpfproxy.model.address import format_address
 from bpfproxy.netfilter.ipset import IpSets
+from bpfproxy.proxiers.ipvs.servers import Servers
 
 BOTH: Final = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
@@ -65,11 +67,14 @@ def must_serve(scene: Scene, ways: tuple[tuple[str, Via], ...] = WAYS) -> None:
     assert seen == {"pod1a", "pod2a"}
 
 
-def virtual_servers(lab: Lab) -> set[str]:
-    """The addresses of all that there are on node1."""
-    with netns.inside(lab.topology.netns("node1")), IPVS() as ipvs:
-        found = [message.get_attr("IPVS_CMD_ATTR_SERVICE") for message in ipvs.service("dump")]
-    return {one.get_attr("IPVS_SVC_ATTR_ADDR") for one in found}
+def virtual_servers(lab: Lab, *, at_work: bool = True) -> set[str]:
+    """The addresses of those on node1, all or (`at_work`) those that take new connections."""
+    found = set()
+    with netns.inside(lab.topology.netns("node1")), contextlib.closing(Servers()) as servers:
+        for key, _ in servers.all():
+            if not at_work or any(real.weight for real in servers.reals(key)):
+                found.add(format_address(key.address))
+    return found
 
 
 def vips(scene: Scene) -> set[str]:
@@ -87,7 +92,7 @@ def traces(lab: Lab) -> list[str]:
         for command in (["iptables-save"], ["ip6tables-save"], ["nft", "list", "ruleset"]):
             text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             found += [line for line in text.splitlines() if "kube" in line.lower()]
-    return found + [f"virtual server {address}" for address in virtual_servers(lab)]
+    return found + [f"virtual server {address}" for address in virtual_servers(lab, at_work=False)]
 
 
 def test_services_choose_their_mode(lab: Lab) -> None:
@@ -102,7 +107,7 @@ def test_services_choose_their_mode(lab: Lab) -> None:
     assert vips(on_ipvs) <= virtual_servers(lab)
     assert not virtual_servers(lab) & (vips(on_ebpf) | vips(on_iptables) | vips(on_nftables))
     on_ipvs.put("pod1a", "pod2a")  # without the annotation
-    wait_until(lambda: not virtual_servers(lab), 20, "its virtual servers are gone")
+    wait_until(lambda: not virtual_servers(lab), 20, "its virtual servers take nothing more")
     must_serve(on_ipvs, WAYS[:2])
     must_serve(on_iptables)
     agent.stop()
@@ -130,7 +135,7 @@ def test_a_node_changes_its_mode(lab: Lab) -> None:
         reports = [load.stop() for load in new]
         agent.stop()
         agent = run(lab, "ebpf")
-        wait_until(lambda: not traces(lab), 20, "nothing of IPVS is left")
+        wait_until(lambda: not virtual_servers(lab), 20, "IPVS takes nothing more")
         must_serve(scene, WAYS[:2])
         reports += [load.stop() for load in held]
     for report in reports:
@@ -139,4 +144,5 @@ def test_a_node_changes_its_mode(lab: Lab) -> None:
     agent.stop()
     done = agent.cleanup()
     assert done.returncode == 0, done.stderr
+    assert traces(lab) == []
     assert not agent.state.exists()

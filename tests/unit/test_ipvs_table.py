@@ -18,7 +18,7 @@ from bpfproxy.proxiers.base import Key, Row
 from bpfproxy.proxiers.ipvs.entries import EntryTable
 from bpfproxy.proxiers.ipvs.proxier import IpvsProxier
 from bpfproxy.proxiers.ipvs.render import IpvsRenderer
-from bpfproxy.proxiers.ipvs.rows import ServerKey, ServerRow
+from bpfproxy.proxiers.ipvs.rows import EntryKey, RealKey, RealRow, ServerKey, ServerRow
 from bpfproxy.proxiers.ipvs.table import ServerTable
 from tests.unit import strategies
 from tests.unit.simkernel import SimKernel
@@ -136,21 +136,59 @@ def test_any_history(steps: list[Any], others: frozenset[Address]) -> None:
                 world.boot()
         world.bring(wanted)
     assert_sound(world)
-    world.bring({})
+    world.bring(world.renderer.render_node(NodePlan(node_port_addresses=frozenset(NODES))))
+    assert_sound(world)
     kernel = world.kernel
+    kernel.busy.clear()
+    world.proxier.tend()
+    assert (kernel.servers, kernel.vips) == ({}, set())
+    world.bring({})
     assert (kernel.servers, kernel.sets, kernel.vips, kernel.device) == ({}, {}, set(), False)
     assert (world.rules, world.sysctls) == ({}, {})
 
 
 def assert_sound(world: World) -> None:
-    """VIPs are on the dummy device unless they are elsewhere, and in KUBE-IPVS-IPS with it; real servers that went have
-    weight 0."""
+    """VIPs are on the dummy device unless they are elsewhere, and in KUBE-IPVS-IPS with it. Virtual servers that went
+    are there for the connections that they have, and take no others."""
     kernel = world.kernel
-    wanted = {key for key in world.applied if isinstance(key, ServerKey) and not key.on_node}
-    vips = {key.address for key in wanted} - kernel.others
-    assert kernel.vips == vips
+    retired = {entry.address for name in ("KUBE-RETIRED", "KUBE-6-RETIRED") for entry in kernel.sets[name].entries}
+    wanted = {key for key in world.applied if isinstance(key, ServerKey)}
+    vips = {key.address for key in wanted if not key.on_node} - kernel.others
+    assert vips <= kernel.vips <= vips | retired
     listed = {entry.address for name in ("KUBE-IPVS-IPS", "KUBE-6-IPVS-IPS") for entry in kernel.sets[name].entries}
-    assert listed == vips
+    assert listed == kernel.vips
+    on_node = {key.port for key in wanted if key.on_node}
+    for key in kernel.servers.keys() - wanted:
+        if key.port not in on_node:
+            assert key.address in retired
+            assert set(kernel.weights[key].values()) == {0}
+            assert kernel.weights[key].keys() <= kernel.busy
+
+
+def test_a_virtual_server_retires_and_comes_back() -> None:
+    """Its connections go on, also over a restart, and it takes new ones again at once."""
+    world = World()
+    node = world.renderer.render_node(NodePlan())
+    server = ServerKey(strategies.CLUSTER_IPS[4][0], 80, Protocol.TCP)
+    claim = EntryKey(4, "CLUSTER-IP", server.port, server.protocol, server.address)
+    real = RealKey(server, parse_address("10.1.1.1"), 8080)
+    place = (real.address, real.port)
+    service = {claim: True, server: ServerRow("rr"), real: RealRow(1)}
+    for restarts in (False, True):
+        world.bring(node | service)
+        world.kernel.busy = {place}
+        world.bring(node)
+        assert world.kernel.weights == {server: {place: 0}}
+        assert world.kernel.vips == {server.address}
+        assert not world.proxier.drained()
+        if restarts:
+            world.boot()
+        world.bring(node)
+        world.proxier.tend()
+        assert world.kernel.weights == {server: {place: 0}}
+        world.bring(node | service)
+        assert world.kernel.weights == {server: {place: 1}}
+        assert world.kernel.sets["KUBE-RETIRED"].entries == []
 
 
 def test_a_foreign_server_stands() -> None:

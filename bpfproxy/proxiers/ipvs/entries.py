@@ -114,6 +114,11 @@ def node_entry(address: Address) -> EntryKey:
     return EntryKey(_family(address), sets.NODE_IPS, 0, Protocol.TCP, address)
 
 
+def retired_entry(at: ServerKey) -> EntryKey:
+    """That of a virtual server that stays for its connections alone."""
+    return EntryKey(at.family, sets.RETIRED, at.port, at.protocol, at.address)
+
+
 def loop_entry(address: Address, port: int, protocol: Protocol) -> EntryKey:
     """That of a local endpoint, which may reach itself."""
     return EntryKey(_family(address), sets.LOOP_BACK, port, protocol, address, (address, 0))

@@ -89,7 +89,7 @@ def cleanup(state_dir: Path) -> list[str]:
     if not state.exists():
         return []
     rendering = IpvsRenderer()
-    proxier = _open(state, rendering, ())
+    proxier = _open(state, rendering, (), graceful=False)
     try:
         rows = proxier.read()
         ops = sorted((Op(key, None) for key in rows), key=proxier.phase)
@@ -108,7 +108,7 @@ _VARIANT: Final = "variant"
 _SYSCTLS: Final = "sysctls.json"
 
 
-def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...]) -> IpvsProxier:
+def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...], *, graceful: bool = True) -> IpvsProxier:
     variant = cast(Variant, (state / _VARIANT).read_text())
     with ExitStack() as stack:
         servers = Servers()
@@ -120,7 +120,7 @@ def _open(state: Path, rendering: IpvsRenderer, spared: tuple[Network, ...]) -> 
         entries = EntryTable(ipsets)
         return IpvsProxier(
             rendering,
-            ServerTable(servers, device, entries, spared),
+            ServerTable(servers, device, entries, spared, graceful=graceful),
             entries,
             device,
             ipsets,

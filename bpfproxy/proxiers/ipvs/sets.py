@@ -34,6 +34,7 @@ LOAD_BALANCER_SOURCE_CIDR: Final = "LOAD-BALANCER-SOURCE-CIDR"
 HEALTH_CHECK: Final = "HEALTH-CHECK-NODE-PORT"
 IPVS_IPS: Final = "IPVS-IPS"
 NODE_IPS: Final = "NODE-IPS"
+RETIRED: Final = "RETIRED"
 NO_LOCAL: Final = "NO-LOCAL"
 NO_LOCAL_EXTERNAL: Final = "NO-LOCAL-EXTERNAL"
 NO_LOCAL_NODE_PORT: Final = "NO-LOCAL-NODE-PORT"
@@ -88,13 +89,14 @@ SETS: Final[dict[str, SetSpec]] = {
     IPVS_IPS: SetSpec(_IP, "All virtual IPs of IPVS services"),
     # Ours:
     NODE_IPS: SetSpec(_IP, "Node addresses on which NodePorts answer"),
+    RETIRED: SetSpec(_IP_PORT, "Virtual servers that are gone but for their connections"),
     NO_LOCAL: SetSpec(_IP_PORT, "Services without local endpoints under internalTrafficPolicy=local"),
     NO_LOCAL_EXTERNAL: SetSpec(_IP_PORT, "Services without local endpoints under externalTrafficPolicy=local"),
     NO_LOCAL_NODE_PORT: SetSpec(_IP_PORT, "NodePorts without local endpoints under externalTrafficPolicy=local"),
 }
 """By name, without the prefix; each exists once per family."""
 
-CLAIMS: Final = (CLUSTER_IP, EXTERNAL_IP, EXTERNAL_IP_LOCAL, LOAD_BALANCER)
+CLAIMS: Final = (CLUSTER_IP, EXTERNAL_IP, EXTERNAL_IP_LOCAL, LOAD_BALANCER, RETIRED)
 """Every virtual server at a VIP is in one of these, those at addresses of the node in `node_port`. The kernel's virtual
 servers bear no mark of their owner: by these it is known which of them are ours."""
 

@@ -1,6 +1,10 @@
 """Virtual and real servers as rows, with what belongs to them: VIPs on the dummy device, and entries of three ipsets
 that several Services may have in common.
 
+TCP connections outlive their servers. A real server that goes gets weight 0, a virtual one retires: it takes no new
+connections and is no row any more, but stays with its VIP until the last connection has ended. The kernel would drop
+them otherwise.
+
 The kernel's virtual servers bear no mark of their owner. Ours are those that our ipsets speak of (`EntryTable.claims`),
 and nothing is claimed where somebody else's virtual server is already.
 """
@@ -14,24 +18,33 @@ from bpfproxy.errors import DatapathError
 from bpfproxy.model.address import ANY4, ANY6, Address, Network, contains
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.ipvs.addresses import Bound, VipDevice
-from bpfproxy.proxiers.ipvs.entries import EntryTable, claimed, loop_entry, node_entry, vip_entry
+from bpfproxy.proxiers.ipvs.entries import EntryTable, claimed, loop_entry, node_entry, retired_entry, vip_entry
 from bpfproxy.proxiers.ipvs.rows import EntryKey, RealKey, RealRow, ServerKey, ServerRow
 from bpfproxy.proxiers.ipvs.servers import NoServerError, Real, ServerExistsError, Servers
+from bpfproxy.proxiers.ipvs.sets import RETIRED
 
 Place = tuple[Address, int]
 """Address and port of a real server."""
 
 
 class ServerTable:
-    """Methods raise OSError and DatapathError. Virtual servers at addresses in `spared` are never removed."""
+    """Methods raise OSError and DatapathError. Virtual servers at addresses in `spared` are never removed. Without
+    `graceful` nothing waits for connections."""
 
     def __init__(
-        self, servers: Servers, device: VipDevice, entries: EntryTable, spared: tuple[Network, ...] = ()
+        self,
+        servers: Servers,
+        device: VipDevice,
+        entries: EntryTable,
+        spared: tuple[Network, ...] = (),
+        *,
+        graceful: bool = True,
     ) -> None:
         self._servers = servers
         self._device = device
         self._entries = entries
         self._spared = spared
+        self._graceful = graceful
         self.nodes: set[Address] = set()
         """On which NodePorts answer."""
         self._rows: dict[ServerKey, ServerRow] = {}
@@ -42,6 +55,8 @@ class ServerTable:
         """In the kernel, and not ours."""
         self._leaving: set[tuple[ServerKey, Place]] = set()
         """Real servers that went, and still have connections."""
+        self._retired: set[ServerKey] = set()
+        """Virtual servers that went, all of whose real ones are in `_leaving`."""
         self._loops: Counter[EntryKey] = Counter()
         """How many real servers need an entry of KUBE-LOOP-BACK."""
         self._bound = Bound(frozenset(), frozenset())
@@ -76,13 +91,16 @@ class ServerTable:
 
     def unused_vips(self) -> set[Address]:
         """On the dummy device, or said to be, without a virtual server."""
-        return set(self._bound.ours) - {key.address for key in self._rows}
+        return {address for address in self._bound.ours if not self._needed(address)}
 
     def in_use(self, key: EntryKey) -> bool:
         """Whether a real or virtual server needs an entry of a set that they have in common."""
-        if key in self._loops:
-            return True
-        return key == vip_entry(key.address) and any(server.address == key.address for server in self._rows)
+        if key.set == RETIRED:
+            return claimed(key) in self._retired
+        return key in self._loops or (key == vip_entry(key.address) and self._needed(key.address))
+
+    def _needed(self, vip: Address) -> bool:
+        return any(key.address == vip for key in self._rows) or any(at.address == vip for at in self._retired)
 
     def _assign(self, kernel: dict[ServerKey, ServerRow]) -> dict[ServerKey, dict[Address, ServerRow]]:
         """Our virtual servers among those in the kernel, with where they are."""
@@ -90,8 +108,11 @@ class ServerTable:
         known = {key.at(address): key for key, at in self._at.items() for address in at}
         ours: defaultdict[ServerKey, dict[Address, ServerRow]] = defaultdict(dict)
         self._foreign = set()
+        self._retired &= kernel.keys()
         for key, row in kernel.items():
             on_node = _on_node(key)
+            if key in self._retired:
+                continue
             if key in claims:
                 ours[key][key.address] = row
             elif (on_node in claims and key.address in self.nodes) or known.get(key) == on_node:
@@ -152,7 +173,7 @@ class ServerTable:
         at = self._at[key]
         wanted = self._wanted(key, self._rows)
         for address in sorted(at - wanted):
-            self._servers.delete(key.at(address))
+            self._delete(key.at(address))
             at.discard(address)
         if not key.on_node:
             self._displace(key)
@@ -163,20 +184,19 @@ class ServerTable:
             self._bind(key.address)
 
     def delete_server(self, key: ServerKey) -> None:
-        """Remove a virtual server with its real ones. The kernel drops their connections."""
+        """Remove a virtual server with its real ones, or let it retire."""
         spared = contains(self._spared, key.address)
         for address in sorted(self._at.pop(key, ())):
             if not spared:
-                self._servers.delete(key.at(address))
+                self._retire(key.at(address))
         self._rows.pop(key, None)
         for place in list(self._reals[key]):
             self._hold(key, place, None)
             self._loop(key, place)
         del self._reals[key]
-        self._leaving = {(at, place) for at, place in self._leaving if _owner(at, key) != key}
         if key.on_node:
             return
-        if not any(other.address == key.address for other in self._rows):
+        if not self._needed(key.address):
             self.unbind(key.address)
         if (on_node := _on_node(key)) in self._rows:  # it had this one's place
             self.write_server(on_node, self._rows[on_node])
@@ -189,22 +209,51 @@ class ServerTable:
                 return
             except NoServerError:  # somebody has removed it
                 self._at[key].discard(address)
+        if at in self._retired:
+            self._servers.set(at, row)
+            self._recall(at)
+        else:
+            self._add(at, row)
+        self._at[key].add(address)
+        for place, real in self._reals[key].items():
+            self._put_real(at, place, real.weight)
+
+    def _add(self, at: ServerKey, row: ServerRow) -> None:
         self._refuse_foreign(at)
         try:
             self._servers.add(at, row)
         except ServerExistsError:
             self._foreign.add(at)
             self._refuse_foreign(at)
-        self._at[key].add(address)
-        for place, real in self._reals[key].items():
-            self._servers.put_real(at, *place, real.weight)
 
     def _displace(self, key: ServerKey) -> None:
         """Take a NodePort's virtual server from an address of the node that `key` is meant for."""
         at = self._at.get(_on_node(key), set())
         if key.address in at:
-            self._servers.delete(key)
+            self._delete(key)
             at.discard(key.address)
+
+    def _delete(self, at: ServerKey) -> None:
+        self._servers.delete(at)
+        self._leaving = {(other, place) for other, place in self._leaving if other != at}
+
+    def _retire(self, at: ServerKey) -> None:
+        """Remove a virtual server, once it has no connections."""
+        for real in self._reals_at(at):
+            self._retire_real(at, real)
+        if at not in self._at_leaving():
+            self._delete(at)
+            return
+        self._entries.write(retired_entry(at), ())  # so that the next agent knows whose it is
+        self._retired.add(at)
+
+    def _recall(self, at: ServerKey) -> None:
+        """It is no longer retired: in use again, or removed."""
+        self._retired.discard(at)
+        self._entries.delete(retired_entry(at))
+
+    def _at_leaving(self) -> set[ServerKey]:
+        return {at for at, _ in self._leaving}
 
     # ---- real servers ---------------------------------------------------------------------------------------------
 
@@ -214,9 +263,7 @@ class ServerTable:
             raise DatapathError(f"there is no virtual server {key.server}")
         place = (key.address, key.port)
         for address in sorted(self._at[key.server]):
-            at = key.server.at(address)
-            self._servers.put_real(at, *place, row.weight)
-            self._leaving.discard((at, place))
+            self._put_real(key.server.at(address), place, row.weight)
         self._hold(key.server, place, row)
         self._loop(key.server, place)
 
@@ -226,20 +273,37 @@ class ServerTable:
         place = (key.address, key.port)
         for address in sorted(self._at.get(key.server, ())):
             at = key.server.at(address)
-            if key.server.protocol is Protocol.TCP and self._connections(at, place):
-                self._servers.put_real(at, *place, 0)
-                self._leaving.add((at, place))
-            else:
-                self._servers.delete_real(at, *place)
+            for real in self._reals_at(at):
+                if _place(real) == place:
+                    self._retire_real(at, real)
         self._hold(key.server, place, None)
         self._loop(key.server, place)
 
-    def forget_idle(self) -> int:
-        """Remove the real servers that went and have no connections any more; returns how many."""
-        idle = [(at, place) for at, place in self._leaving if not self._connections(at, place)]
-        for at, place in idle:
+    def _put_real(self, at: ServerKey, place: Place, weight: int) -> None:
+        self._servers.put_real(at, *place, weight)
+        self._leaving.discard((at, place))
+
+    def _retire_real(self, at: ServerKey, real: Real) -> None:
+        place = _place(real)
+        if self._graceful and at.protocol is Protocol.TCP and real.connections:
+            self._servers.put_real(at, *place, 0)
+            self._leaving.add((at, place))
+        else:
             self._servers.delete_real(at, *place)
             self._leaving.discard((at, place))
+
+    def forget_idle(self) -> int:
+        """Remove the servers that went and have no connections any more; returns how many real ones."""
+        busy = {(at, _place(real)) for at in self._at_leaving() for real in self._reals_at(at) if real.connections}
+        idle = self._leaving - busy
+        for at, place in idle:
+            self._servers.delete_real(at, *place)
+        self._leaving &= busy
+        for at in self._retired - self._at_leaving():
+            self._servers.delete(at)
+            self._recall(at)
+            if not self._needed(at.address):
+                self.unbind(at.address)
         return len(idle)
 
     def places(self, key: ServerKey) -> frozenset[Place]:
@@ -248,18 +312,14 @@ class ServerTable:
 
     def connections(self) -> int:
         """Of all our virtual servers."""
-        return sum(
-            real.connections
-            for key, at in self._at.items()
-            for address in at
-            for real in self._servers.reals(key.at(address))
-        )
+        ours = [key.at(address) for key, at in self._at.items() for address in at]
+        return sum(real.connections for at in (*ours, *self._retired) for real in self._reals_at(at))
 
-    def _connections(self, at: ServerKey, place: Place) -> int:
+    def _reals_at(self, at: ServerKey) -> list[Real]:
         try:
-            return sum(real.connections for real in self._servers.reals(at) if _place(real) == place)
-        except NoServerError:
-            return 0
+            return self._servers.reals(at)
+        except NoServerError:  # somebody has removed it
+            return []
 
     def _hold(self, key: ServerKey, place: Place, row: RealRow | None) -> None:
         """Remember a real server, or (None) forget it; count who needs its entry of KUBE-LOOP-BACK."""
@@ -320,11 +380,6 @@ class ServerTable:
 def _on_node(key: ServerKey) -> ServerKey:
     """The NodePort of the same port and protocol."""
     return key.at(ANY4 if key.family == 4 else ANY6)
-
-
-def _owner(at: ServerKey, key: ServerKey) -> ServerKey:
-    """`at` as `key` would speak of it."""
-    return _on_node(at) if key.on_node else at
 
 
 def _place(real: Real) -> Place:
