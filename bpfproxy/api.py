@@ -146,7 +146,8 @@ def check(settings: Settings) -> list[Finding]:
 
 
 def open_view(state_dir: Path) -> View:
-    """A look at the datapath of a node, whether its agent runs or not. Raises NotRunningError, PermissionsError."""
+    """A look at the datapath of a node, whether its agent runs or not. It holds descriptors: use it as a context
+    manager, or close it. Raises NotRunningError, PermissionsError."""
     from bpfproxy.proxiers.ebpf import lifecycle as ebpf
 
     with _readable(state_dir):
@@ -182,8 +183,8 @@ def _conntrack(state_dir: Path) -> Iterator[tuple[Conntrack, Names]]:
     from bpfproxy.proxiers.ebpf import lifecycle as ebpf
 
     agent = status.read(state_dir) if state_dir.is_dir() else None
-    with _readable(state_dir):
-        yield ebpf.open_conntrack(state_dir, agent.settings if agent else {})
+    with _readable(state_dir), ebpf.open_conntrack(state_dir, agent.settings if agent else {}) as found:
+        yield found
 
 
 @contextlib.contextmanager

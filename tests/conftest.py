@@ -7,15 +7,20 @@ is a pattern of test ids (as in fnmatch), a colon and the start of the reason th
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from bpfproxy.datapath.attach import Outcome
 from bpfproxy.datapath.hooks import DeviceHooks
+from bpfproxy.lab import netns, remains
+from bpfproxy.lab.sandbox import Sandbox
 
 pytest_plugins = ["pytester"]
 
@@ -89,6 +94,45 @@ def _refuse_devices_at_home() -> None:
     DeviceHooks.attach = guarded  # type: ignore[assignment, method-assign]
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends the session as Ctrl-C does: fixtures undo what they did. `timeout` sends it to a process and to its
+    group, so a second one has nothing more to say."""
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    raise KeyboardInterrupt("SIGTERM")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    remains.sweep()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # For every test, since an event loop that handled SIGTERM leaves it to the system.
+    signal.signal(signal.SIGTERM, _end)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    remains.give_up()  # what a fixture that was interrupted itself has left
+
+
 def pytest_configure(config: pytest.Config) -> None:
     _refuse_devices_at_home()
     config.pluginmanager.register(SkipAccount(ALLOWED), "skip-account")
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """Where the test makes namespaces, cgroups and mounts."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    with Sandbox() as made:
+        yield made
+
+
+@pytest.fixture
+def namespace(sandbox: Sandbox) -> Iterator[str]:
+    """A network namespace with a loopback, which the test's thread is in."""
+    name = sandbox.namespace()
+    with netns.inside(name):
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        yield name

@@ -63,7 +63,8 @@ def _from_objects(ground: Ground, services: int, changes: int) -> list[float]:
                 raise NotSeenError(f"a changed EndpointSlice made {report.ops} ops and {len(report.failures)} failures")
         gc.unfreeze()
         last = endpoints(index, turn=changes)
-        found = {view.service: view.backends for view in api.open_view(settings.state_dir).frontends()}
+        with api.open_view(settings.state_dir) as view:
+            found = {frontend.service: frontend.backends for frontend in view.frontends()}
         if set(found[str(name_of(index))]) != {format_endpoint(each.address, 8080) for each in last.endpoints}:
             raise NotSeenError(f"the maps hold {found[str(name_of(index))]} for {name_of(index)}")
     api.cleanup(settings.state_dir)

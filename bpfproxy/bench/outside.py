@@ -142,7 +142,8 @@ def _verify(state: Path, generator: Tool, kind: str, arm: Arm) -> None:
 
 
 def _translated(state: Path) -> int:
-    return api.open_view(state).node().connections["packet"]
+    with api.open_view(state) as view:
+        return view.node().connections["packet"]
 
 
 def _objects() -> Iterator[Object]:

@@ -143,7 +143,8 @@ class Node:
         expected.clear()
 
     def _counted(self, layer: Layer) -> Counter[str]:
-        return Counter(api.open_view(self._state).node().metrics["xdp" if layer == "xdp" else "tc_in"])
+        with api.open_view(self._state) as view:
+            return Counter(view.node().metrics["xdp" if layer == "xdp" else "tc_in"])
 
 
 def measure(ground: Ground, *, quick: bool) -> Iterator[Figure]:

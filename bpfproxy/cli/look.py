@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 def _names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """For the shell: names of Services on this node."""
     try:
-        frontends = api.open_view(context.params.get("state_dir") or Settings().state_dir).frontends()
+        with api.open_view(context.params.get("state_dir") or Settings().state_dir) as view:
+            frontends = view.frontends()
     except (BpfproxyError, OSError):
         return []
-    return sorted({view.service for view in frontends if view.service.startswith(incomplete)})
+    return sorted({found.service for found in frontends if found.service.startswith(incomplete)})
 
 
 def _address(view: FrontendView) -> str:
@@ -53,7 +54,8 @@ def service() -> None:
 @output_option
 def list_services(settings: Settings, as_json: bool) -> None:
     """List all frontends."""
-    frontends = api.open_view(settings.state_dir).frontends()
+    with api.open_view(settings.state_dir) as look:
+        frontends = look.frontends()
     if as_json:
         output.write_json(frontends)
         return
@@ -95,7 +97,8 @@ def list_services(settings: Settings, as_json: bool) -> None:
 def show(name: str, settings: Settings, as_json: bool) -> None:
     """Show the Service NAME (NAMESPACE/NAME, or NAME in 'default') with its backends and counters."""
     wanted = name if "/" in name else f"default/{name}"
-    found = [view for view in api.open_view(settings.state_dir).frontends() if view.service == wanted]
+    with api.open_view(settings.state_dir) as look:
+        found = [view for view in look.frontends() if view.service == wanted]
     if not found:
         raise InputError(f"Service {wanted}: not on this node")
     if as_json:
@@ -128,7 +131,8 @@ def backend() -> None:
 @output_option
 def list_backends(settings: Settings, as_json: bool) -> None:
     """List all backends."""
-    backends = api.open_view(settings.state_dir).backends()
+    with api.open_view(settings.state_dir) as look:
+        backends = look.backends()
     if as_json:
         output.write_json(backends)
         return
@@ -162,8 +166,8 @@ def stats(settings: Settings, as_json: bool) -> None:
 
     All but the agent's are those of mode ebpf.
     """
-    view = api.open_view(settings.state_dir)
-    node = view.node()
+    with api.open_view(settings.state_dir) as look:
+        node = look.node()
     agent = api.read_status(settings.state_dir)
     if as_json:
         output.write_json({**output.plain(node), "agent": agent})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ DIRECTORY = Path("/run/netns")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 _THIS = "/proc/thread-self/ns/net"
 
@@ -30,7 +33,7 @@ def _call(what: str, result: int) -> None:
 
 def make(name: str) -> None:
     """Make a namespace, its loopback still down; raises OSError, FileExistsError if there is one of this name."""
-    DIRECTORY.mkdir(exist_ok=True)
+    _share_directory()
     path = DIRECTORY / name
     path.touch(exist_ok=False)
     with _coming_home():
@@ -56,6 +59,26 @@ def inside(name: str) -> Iterator[None]:
     with _coming_home():
         _enter(DIRECTORY / name)
         yield
+
+
+def _share_directory() -> None:
+    """Bind DIRECTORY to itself, once, as `ip netns add` does: it would do so later, and hide what is mounted there."""
+    DIRECTORY.mkdir(exist_ok=True)
+    path = bytes(DIRECTORY)
+    with _locked(DIRECTORY):  # against others of ours, and against `ip`
+        if _libc.mount(None, path, None, _MS_SHARED | _MS_REC, None) != 0:
+            _call(f"bind {DIRECTORY}", _libc.mount(path, path, None, _MS_BIND | _MS_REC, None))
+            _call(f"share {DIRECTORY}", _libc.mount(None, path, None, _MS_SHARED | _MS_REC, None))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -166,10 +166,10 @@ class Agent:
 
     def translations(self) -> Callable[[], Counter[str]]:
         """A reader of how often each hook has translated an address, by the datapath's own counters."""
-        view = open_view(self.state)
 
         def read() -> Counter[str]:
-            metrics = view.node().metrics
+            with open_view(self.state) as view:
+                metrics = view.node().metrics
             return Counter(
                 {
                     hook: sum(count.get(way, 0) for way in ("translated", "reused", "reply"))

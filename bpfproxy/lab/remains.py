@@ -7,6 +7,7 @@ All names carry the lab's id, which starts with the process id of its owner. `sw
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -42,7 +43,10 @@ def directory(lab_id: str) -> Path:
 
 def claim(lab_id: str) -> None:
     """Write down that this process owns the lab `lab_id`, before any of it is made."""
-    directory(lab_id).mkdir(parents=True)
+    while not directory(lab_id).is_dir():
+        RUN.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody else's last lab took RUN along
+            directory(lab_id).mkdir()
     (directory(lab_id) / "owner").write_text(f"{os.getpid()} {_start_time(os.getpid())}")
 
 
@@ -69,11 +73,21 @@ def remove(lab_id: str) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove the labs whose owners are dead; returns their ids."""
-    dead = [lab_id for lab_id in _known() if not _alive(lab_id)]
-    for lab_id in dead:
-        remove(lab_id)
+    """Remove the labs whose owners are dead; returns their ids. Without root there are none, and nothing is done."""
+    if os.geteuid() != 0:
+        return []
+    with _alone():
+        dead = [lab_id for lab_id in _known() if not _alive(lab_id)]
+        for lab_id in dead:
+            remove(lab_id)
     return dead
+
+
+def give_up() -> None:
+    """Remove all that this process owns: for one that was told to end, and ends without having removed it."""
+    for lab_id in _known():
+        if lab_id.split("-")[0] == str(os.getpid()):
+            remove(lab_id)
 
 
 def leftovers(owner: int | None = None) -> set[str]:
@@ -105,6 +119,19 @@ def leftovers(owner: int | None = None) -> set[str]:
         if link.cgroup_id in inodes
     }
     return found | {f"device {name}" for name in _devices()}
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two that sweep at a time would take things from under each other."""
+    RUN.mkdir(exist_ok=True)
+    fd = os.open(RUN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+        _drop_empty_run_directory()
 
 
 def _below(top: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from pyroute2 import Ethtool, IPRoute
 from pyroute2.ethtool.ioctl import NotSupportedError
+from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD
 
 from bpfproxy.lab import bpf, cgroup, netns, remains
 from bpfproxy.lab.layout import NODES, PLACES, SERVICE_RANGES, SPOTS, UPLINK_PREFIX, Spot
@@ -234,7 +235,9 @@ def _up(ip: IPRoute, *names: str) -> None:
 
 def _address(ip: IPRoute, device: str, *addresses: tuple[str, int]) -> None:
     for address, prefix in addresses:
-        ip.addr("add", index=_index(ip, device), address=address, prefixlen=prefix)
+        # One of IPv6 could be no route's source else until the kernel has noticed that the device is up.
+        flags = {"flags": IFA_F_NODAD} if ":" in address else {}
+        ip.addr("add", index=_index(ip, device), address=address, prefixlen=prefix, **flags)
 
 
 def _host(address: str) -> str:

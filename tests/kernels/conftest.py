@@ -3,18 +3,12 @@ a kernel that has it all."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from bpfproxy.lab import netns
-
-_numbers = itertools.count()
 
 
 def _has_ipvs() -> bool:
@@ -29,18 +23,12 @@ collect_ignore_glob = [] if _has_ipvs() else ["test_ipvs*.py"]
 
 
 @pytest.fixture
-def node() -> Iterator[str]:
+def node(namespace: str) -> str:
     """A network namespace with addresses, the test's own; the test runs in it."""
-    name = f"bpfproxy-kernels-{os.getpid()}-{next(_numbers)}"
-    netns.make(name)
-    try:
-        commands = "link set lo up\nlink add up0 type veth peer name up1\nlink set up0 up\nlink set up1 up\n"
-        commands += "addr add 192.0.2.1/24 dev up0\naddr add 2001:db8:2::1/64 dev up0 nodad\n"
-        subprocess.run(["ip", "-n", name, "-batch", "-"], input=commands.encode(), check=True)
-        with netns.inside(name):
-            yield name
-    finally:
-        netns.remove(name)
+    commands = "link add up0 type veth peer name up1\nlink set up0 up\nlink set up1 up\n"
+    commands += "addr add 192.0.2.1/24 dev up0\naddr add 2001:db8:2::1/64 dev up0 nodad\n"
+    subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True)
+    return namespace
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import selectors
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from bpfproxy.api import plan_objects
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
 from bpfproxy.lab import netns
+from bpfproxy.lab.sandbox import Sandbox
 from bpfproxy.model.address import Address, Family, parse_address
 from bpfproxy.model.event import Object
 from bpfproxy.model.service import Node, Protocol
@@ -51,21 +51,20 @@ _KIND: Final = {
     Protocol.UDP: (socket.SOCK_DGRAM, 0),
     Protocol.SCTP: (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
-_numbers = itertools.count()
 
 
 class World:
     """The namespaces, with servers that say who they are and whom they see."""
 
     def __init__(self) -> None:
-        self._prefix = f"bpfproxy-world-{os.getpid()}-{next(_numbers)}"
+        self._sandbox = Sandbox()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> World:
         with self._stack:
+            self._stack.enter_context(self._sandbox)
             for place in ("node", "client", *PODS):
-                netns.make(self.name(place))
-                self._stack.callback(netns.remove, self.name(place))
+                self._sandbox.namespace(place)
             self._wire()
             self._stack.enter_context(_Servers(self))
             self._stack = self._stack.pop_all()
@@ -78,7 +77,7 @@ class World:
 
     def name(self, place: str) -> str:
         """Of a namespace: `node`, `client` or a pod's."""
-        return f"{self._prefix}-{place}"
+        return self._sandbox.netns(place)
 
     def connect(self, place: str, protocol: Protocol, to: tuple[str, int], timeout: float = ANSWER) -> socket.socket:
         """A socket of a place, connected."""

@@ -1,4 +1,4 @@
-"""For lab tests: root, a check that each test leaves nothing, and clusters that serve the cases."""
+"""For lab tests: root, a check that each test leaves nothing, where programs go, clusters that serve the cases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,26 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from bpfproxy.lab import cases, manifests, remains
+from bpfproxy.config import Settings
+from bpfproxy.datapath import attach, bpffs, loader
+from bpfproxy.datapath.hooks import DeviceHooks
+from bpfproxy.datapath.loader import LoadSpec
+from bpfproxy.lab import cases, manifests, netns, remains
 from bpfproxy.lab.cases import Port, Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
 from bpfproxy.lab.node import LoaderName, packet_level
+from bpfproxy.lab.sandbox import Sandbox
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from bpfproxy.proxiers.ebpf import lifecycle, packet
+from bpfproxy.proxiers.ebpf.snapshot import Maps
+from tests.lab.datapath import devices
+from tests.lab.datapath.devices import Net
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +54,56 @@ def leaves_nothing(as_root: None) -> Iterator[None]:
 
     yield
     wait_until(lambda: not left(), 5, "the test leaves nothing")
+
+
+@pytest.fixture
+def state(sandbox: Sandbox) -> Iterator[Path]:
+    """A state directory whose bpffs is mounted; what its `links` and `others` pin is detached at the end."""
+    directory = sandbox.directory / "state"
+    top = bpffs.mount(directory)
+    yield directory
+    DeviceHooks(top, tcx=True).detach_all()
+    for pins in ("links", "others"):
+        attach.detach_all(top / pins)
+    bpffs.unmount(directory)
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+
+
+NewMaps = Callable[..., Maps]
+
+
+@pytest.fixture
+def new_maps() -> Iterator[NewMaps]:
+    """Makes small maps by the programs' own definitions, pinned in a new directory of a bpffs."""
+    with contextlib.ExitStack() as stack:
+
+        def make(directory: Path, *programs: str, frontends: int = 64, flows: int = 4096, **sizes: int) -> Maps:
+            directory.mkdir()
+            settings = Settings(max_frontends=frontends, max_sets=64, max_backends=64, max_slots=4096)
+            spec = LoadSpec(
+                programs=programs or ("sock_lb", "tc_lb"),
+                constants=lifecycle.constants(settings),
+                sizes=lifecycle.sizes(settings) | packet.sizes(flows=flows, networks=8, backends=64) | sizes,
+                pin_dir=directory,
+            )
+            return stack.enter_context(loader.load(spec, "prebuilt")).maps
+
+        yield make
+
+
+@pytest.fixture
+def node() -> Iterator[Net]:
+    """The namespace that the test's thread is in."""
+    with Net() as made, netns.inside(made.name):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with device_test.bpf.c and its object."""
+    directory = tmp_path_factory.mktemp("device")
+    devices.compile_programs(directory)
+    return directory
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ frontend that leads astray."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -15,8 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpfproxy.config import Settings
-from bpfproxy.datapath import bpffs, loader
+from bpfproxy.datapath import loader
 from bpfproxy.model.address import ANY4, Address
 from bpfproxy.model.frontend import (
     Backend,
@@ -32,12 +32,13 @@ from bpfproxy.model.frontend import (
 )
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Failure, Key, Op, Row
-from bpfproxy.proxiers.ebpf import codec, lifecycle
+from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.view import View
+from tests.lab.conftest import NewMaps
 
 BACKENDS_MAX = 64
 FRONTENDS_MAX = 8
@@ -52,29 +53,17 @@ class Clock:
         return self.now
 
 
-def load_maps(top: Path, **sizes: int) -> Maps:
-    """The maps of the prebuilt object, in sizes of our own."""
-    small = Settings(max_frontends=FRONTENDS_MAX, max_sets=64, max_backends=BACKENDS_MAX, max_slots=SLOTS_MAX)
-    spec = loader.LoadSpec(constants=lifecycle.constants(small), sizes=lifecycle.sizes(small) | sizes, pin_dir=top)
-    loaded = loader.load(spec, "prebuilt")
-    loaded.close_programs()
-    return loaded.maps
-
-
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    """A directory of a bpffs of its own."""
-    top = bpffs.mount(tmp_path)
-    (top / "maps").mkdir()
-    try:
-        yield top / "maps"
-    finally:
-        bpffs.unmount(tmp_path)
+def maps(state: Path, new_maps: NewMaps) -> Maps:
+    return new_maps(state / "bpf" / "maps", "sock_lb", frontends=FRONTENDS_MAX)
 
 
-@pytest.fixture
-def maps(state: Path) -> Maps:
-    return load_maps(state)
+@contextlib.contextmanager
+def opened(pins: Path) -> Iterator[Maps]:
+    """Maps as another process gets them."""
+    maps = loader.open_maps(pins)
+    yield maps
+    loader.close_maps(maps.values())
 
 
 def open_proxier(maps: Maps, clock: Clock | None = None) -> EbpfProxier:
@@ -272,17 +261,10 @@ def test_a_set_with_a_frontend_is_not_removed(maps: Maps) -> None:
     assert proxier.read() == wanted
 
 
-def test_kill_9_amid_syncs_leaves_every_frontend_with_a_whole_set(state: Path) -> None:
-    load_maps(
-        state,
-        backends=4096,
-        backend_stats=4096,
-        slots=65536,
-        frontends4=256,
-        frontend_stats=256,
-        sets=256,
-        set_names=256,
-    )
+def test_kill_9_amid_syncs_leaves_every_frontend_with_a_whole_set(state: Path, new_maps: NewMaps) -> None:
+    pins = state / "bpf" / "maps"
+    many = {"backends": 4096, "backend_stats": 4096, "slots": 65536, "sets": 256, "set_names": 256}
+    maps = new_maps(pins, "sock_lb", frontends=256, **many)
     versions = [
         [plan(f"s{n}", n, tuple(backend(n * 16 + m) for m in members), scheduler) for n in range(1, 100)]
         for members, scheduler in (
@@ -291,14 +273,14 @@ def test_kill_9_amid_syncs_leaves_every_frontend_with_a_whole_set(state: Path) -
             (range(1), Scheduler.RANDOM),
         )
     ]
-    allowed = [rows_of(open_proxier(loader.open_maps(state)), *plans) for plans in versions]
+    allowed = [rows_of(open_proxier(maps), *plans) for plans in versions]
     generator = random.Random(7)
     for _ in range(12):
         child = os.fork()
         if not child:
             try:
                 proxier = EbpfProxier(
-                    loader.open_maps(state),
+                    loader.open_maps(pins),
                     EbpfRenderer(),
                     grace_period=0.0,
                     activate=lambda complete: None,
@@ -318,7 +300,8 @@ def test_kill_9_amid_syncs_leaves_every_frontend_with_a_whole_set(state: Path) -
         time.sleep(generator.uniform(0.05, 0.15))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        found = open_proxier(loader.open_maps(state)).read()
+        with opened(pins) as as_left:
+            found = open_proxier(as_left).read()
         for key, row in found.items():
             assert row in [version.get(key) for version in allowed]
             if isinstance(key, Frontend):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bpfproxy.datapath import abi, bpffs, schema
+from bpfproxy.datapath import abi, schema
 from bpfproxy.datapath.maps import Map
 from bpfproxy.model.frontend import Backend
 from bpfproxy.proxiers.ebpf import codec
@@ -16,21 +16,23 @@ from bpfproxy.proxiers.ebpf.inheritance import FLOWS, SOCKETS, Former
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
-from tests.lab.conntrack_rows import load_maps
+from tests.lab.conftest import NewMaps
 from tests.lab.test_ebpf_tables import backend, plan, rows_of, sync
 
 
 @pytest.fixture
-def top(tmp_path: Path) -> Iterator[Path]:
-    made = bpffs.mount(tmp_path)
-    yield made
-    bpffs.unmount(tmp_path)
+def top(state: Path) -> Path:
+    """Where each version has a directory of pins."""
+    return state / "bpf"
 
 
-def generation(top: Path, name: str, flows: int) -> tuple[Path, Maps]:
-    directory = top / name
-    directory.mkdir()
-    return directory, load_maps(directory, flows=flows)
+Generations = Callable[[str, int], tuple[Path, Maps]]
+
+
+@pytest.fixture
+def generation(top: Path, new_maps: NewMaps) -> Generations:
+    """Makes the maps of a version, with room for so many flows."""
+    return lambda name, flows: (top / name, new_maps(top / name, flows=flows))
 
 
 def former(directory: Path, text: str | None = None) -> Former:
@@ -63,8 +65,8 @@ def backends(maps: Maps) -> dict[Backend, tuple[int, int]]:
     return found
 
 
-def test_whoever_had_an_id_gets_it_again(top: Path) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
+def test_whoever_had_an_id_gets_it_again(generation: Generations) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
     old = proxier(old_maps)
     first = rows_of(old, plan("a", 1, (backend(1), backend(2))), plan("b", 2, (backend(3),)))
     assert sync(old, {}, first) == []
@@ -74,7 +76,7 @@ def test_whoever_had_an_id_gets_it_again(top: Path) -> None:
     third = rows_of(old, plan("a", 1, (backend(2), backend(4), backend(5))), plan("b", 2, (backend(3),)))
     assert sync(old, second, third) == []
     known = backends(old_maps)
-    _, new_maps = generation(top, "maps-new", 128)
+    _, new_maps = generation("maps-new", 128)
     new = proxier(new_maps, former(old_dir))
     assert new.read() == {}
     # Backend 5 has gone meanwhile, 6 has come, and they come in another order.
@@ -94,11 +96,11 @@ def test_whoever_had_an_id_gets_it_again(top: Path) -> None:
     assert (number, use + 1) in backends(new_maps).values(), "the id of the one that went, for another use"
 
 
-def test_frontends_keep_their_ids(top: Path) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
+def test_frontends_keep_their_ids(generation: Generations) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
     old = proxier(old_maps)
     sync(old, {}, rows_of(old, plan("a", 1, (backend(1),)), plan("b", 2, (backend(1),))))
-    _, new_maps = generation(top, "maps-new", 128)
+    _, new_maps = generation("maps-new", 128)
     new = proxier(new_maps, former(old_dir))
     sync(new, {}, rows_of(new, plan("b", 2, (backend(1),)), plan("a", 1, (backend(1),))))
     layout = abi.layout("struct frontend", "id")
@@ -120,8 +122,8 @@ def rows(map_: Map) -> dict[bytes, bytes]:
     return dict(map_.items())
 
 
-def test_maps_that_are_the_same_are_shared(top: Path) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
+def test_maps_that_are_the_same_are_shared(top: Path, generation: Generations) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
     new_dir = top / "maps-new"
     new_dir.mkdir()
     sizes = {name: map_.max_entries for name, map_ in old_maps.items()} | {"flows4": 1}
@@ -131,9 +133,9 @@ def test_maps_that_are_the_same_are_shared(top: Path) -> None:
         assert shared.id == old_maps["tcp_peers"].id
 
 
-def test_rows_are_copied_once_and_what_the_new_programs_write_stays(top: Path) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
-    new_dir, new_maps = generation(top, "maps-new", 128)
+def test_rows_are_copied_once_and_what_the_new_programs_write_stays(top: Path, generation: Generations) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
+    new_dir, new_maps = generation("maps-new", 128)
     old, new = old_maps["tcp_peers"], new_maps["tcp_peers"]
     for number in (1, 2, 3):
         old.update(*peer(number))
@@ -154,9 +156,9 @@ def test_rows_are_copied_once_and_what_the_new_programs_write_stays(top: Path) -
     assert new_dir.exists()
 
 
-def test_rows_of_another_layout_are_translated(top: Path) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
-    _, new_maps = generation(top, "maps-new", 128)
+def test_rows_of_another_layout_are_translated(generation: Generations) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
+    _, new_maps = generation("maps-new", 128)
     # In the old version the two ends of a connection stood the other way round.
     text = schema.written().replace(
         "struct tcp_peer {\n\tstruct endpoint vip;\n\tstruct endpoint backend;\n};",
@@ -172,9 +174,9 @@ def test_rows_of_another_layout_are_translated(top: Path) -> None:
     }
 
 
-def test_what_finds_no_room_is_counted_and_told(top: Path, caplog: pytest.LogCaptureFixture) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
-    _, new_maps = generation(top, "maps-new", 64)
+def test_what_finds_no_room_is_counted_and_told(generation: Generations, caplog: pytest.LogCaptureFixture) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
+    _, new_maps = generation("maps-new", 64)
     for number in range(1, 6):
         old_maps["tcp_peers"].update(*peer(number))
     new = new_maps["tcp_peers"]
@@ -189,8 +191,10 @@ def test_what_finds_no_room_is_counted_and_told(top: Path, caplog: pytest.LogCap
     assert "event=inherited maps=maps-old copied=3" in said
 
 
-def test_maps_of_an_unknown_layout_are_left(top: Path, caplog: pytest.LogCaptureFixture) -> None:
-    old_dir, old_maps = generation(top, "maps-old", 64)
+def test_maps_of_an_unknown_layout_are_left(
+    top: Path, generation: Generations, caplog: pytest.LogCaptureFixture
+) -> None:
+    old_dir, old_maps = generation("maps-old", 64)
     new_dir = top / "maps-new"
     new_dir.mkdir()
     old_maps["tcp_peers"].update(*peer(1))
@@ -199,7 +203,8 @@ def test_maps_of_an_unknown_layout_are_left(top: Path, caplog: pytest.LogCapture
         assert unknown.ids().backends == {}
         unknown.share(new_dir, SOCKETS, {name: old_maps[name].max_entries for name in SOCKETS})
         assert list(new_dir.iterdir()) == []
-        new_maps = load_maps(new_dir, flows=64)
+        new_dir.rmdir()
+        _, new_maps = generation("maps-new", 64)
         for _ in range(2):
             unknown.copy(new_maps)
     assert rows(new_maps["tcp_peers"]) == {}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from msgspec.structs import replace as changed
 from bpfproxy.config import IptablesVariant, Settings
 from bpfproxy.diff import diff
 from bpfproxy.errors import UnsupportedError
-from bpfproxy.lab import cases, manifests, netns, remains
+from bpfproxy.lab import cases, manifests
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import Update
 from bpfproxy.model.service import ObjectName
@@ -30,7 +28,6 @@ from bpfproxy.proxiers.iptables.rows import LOCALNET_RULE, FlowsKey
 from bpfproxy.sources.files import load_manifests
 from bpfproxy.store import Store
 
-_serial = count(1)
 VARIANTS: tuple[IptablesVariant, ...] = ("nft", "legacy")
 
 FOREIGN = {
@@ -51,17 +48,6 @@ COMMIT
 COMMIT
 """,
 }
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"{remains.prefix(f'{os.getpid()}-iptables{next(_serial)}')}-host"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            yield name
-    finally:
-        netns.remove(name)
 
 
 @pytest.fixture(params=VARIANTS)

@@ -3,13 +3,12 @@ the same, and gone again, by both variants of iptables."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import os
 from collections.abc import Iterator
 
 import pytest
 
-from bpfproxy.lab import netns
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import NodePlan
 from bpfproxy.netfilter import command
@@ -26,16 +25,9 @@ NODE = NodePlan(cluster_networks=(ipaddress.ip_network("10.1.0.0/16"), ipaddress
 
 
 @pytest.fixture
-def ipsets() -> Iterator[IpSets]:
-    name = f"bpfproxy-ipvs-{os.getpid()}"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            made = IpSets()
-            yield made
-            made.close()
-    finally:
-        netns.remove(name)
+def ipsets(namespace: str) -> Iterator[IpSets]:
+    with contextlib.closing(IpSets()) as made:
+        yield made
 
 
 @pytest.mark.parametrize("variant", command.VARIANTS)

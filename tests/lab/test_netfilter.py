@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import subprocess
-from collections.abc import Iterator
 from contextlib import closing
-from itertools import count
 from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
 
 from bpfproxy.errors import DatapathError
-from bpfproxy.lab import netns, remains
 from bpfproxy.model.address import Family, parse_address
 from bpfproxy.netfilter import conntrack
 from bpfproxy.netfilter.command import VARIANTS, Iptables, RestoreError, Variant, choose
@@ -23,21 +19,6 @@ from bpfproxy.netfilter.rows import ONCE, ChainKey, Kind, RuleKey, SharedChainKe
 from bpfproxy.netfilter.rules import Rule, words
 from bpfproxy.netfilter.sysctl import Sysctls
 from bpfproxy.netfilter.writer import RuleWriter
-
-_serial = count(1)
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    name = f"{remains.prefix(f'{os.getpid()}-netfilter{next(_serial)}')}-host"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            with IPRoute() as ip:
-                ip.link("set", index=1, state="up")
-            yield name
-    finally:
-        netns.remove(name)
 
 
 class Layout:

@@ -1,132 +1,51 @@
-"""The nftables proxier on a real kernel: what is written is read back, what is refused harms nobody, what others have
-is left alone."""
+"""The nftables proxier on a real kernel: what is written is read back, what is refused harms nobody."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bpfproxy.api import Plan, plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
 from bpfproxy.engine import Engine
-from bpfproxy.errors import DatapathError, UnsupportedError
-from bpfproxy.lab import cases, manifests, netns, remains
+from bpfproxy.errors import DatapathError
+from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import Update
-from bpfproxy.model.frontend import NodePlan
-from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, Service, ServicePort
+from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, ServicePort
 from bpfproxy.netfilter import nft
 from bpfproxy.plan import NodeConfig, node_config, plan_node, plan_service
-from bpfproxy.proxiers.base import Op, Rows
 from bpfproxy.proxiers.nftables import lifecycle
 from bpfproxy.proxiers.nftables.proxier import NftablesProxier
-from bpfproxy.proxiers.nftables.render import NftablesRenderer
 from bpfproxy.proxiers.nftables.rows import (
     ChainKey,
     ChainRow,
     ElementKey,
     ElementRow,
     Key,
-    OtherKey,
     Row,
     SetKey,
     SetRow,
 )
+from tests.lab.nftables import (
+    NODE_PLAN,
+    NODE_ROWS,
+    RENDERER,
+    UNHURRIED,
+    bring_to,
+    command,
+    new,
+    rows_of_services,
+    service,
+)
 from tests.unit import strategies
-
-UNHURRIED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-RENDERER = NftablesRenderer(cluster_networks=strategies.CIDRS)
-NODE_PLAN = NodePlan(frozenset({parse_address("192.0.2.7"), parse_address("fd02::7")}))
-FOREIGN = """
-add table ip filter
-add chain ip filter INPUT { type filter hook input priority 0 ; }
-add rule ip filter INPUT ip daddr 192.0.2.1 drop
-add table inet kube-proxy
-add set inet kube-proxy s { type ipv4_addr ; }
-add element inet kube-proxy s { 192.0.2.1 }
-add table ip6 other
-add chain ip6 other c
-add chain ip6 other d
-add rule ip6 other d jump c
-"""
-ADDITIONS = """
-add counter ip kube-proxy c
-add set ip kube-proxy mine { type ipv4_addr ; flags interval ; }
-add element ip kube-proxy mine { 10.0.0.0/8 }
-add map ip kube-proxy more { type ipv4_addr : verdict ; }
-add chain ip kube-proxy one
-add rule ip kube-proxy one ip saddr @mine counter name c accept
-add chain ip kube-proxy two { type filter hook forward priority 5 ; policy drop ; }
-add rule ip kube-proxy two jump one
-add rule ip kube-proxy services tcp dport 99 drop
-add element ip kube-proxy more { 10.0.0.1 : goto one }
-add element ip kube-proxy service-ips { 10.0.0.1 . tcp . 80 : goto one }
-add element ip kube-proxy cluster-ips { 10.0.0.1 }
-delete element ip kube-proxy cluster-ips { 172.30.0.1 }
-add element ip kube-proxy cluster-ips { 172.30.0.1 }
-flush chain ip kube-proxy mark-for-masquerade
-"""
-
-
-@pytest.fixture
-def namespace() -> Iterator[str]:
-    """A network namespace, which the test's thread is in."""
-    name = f"{remains.prefix(f'{os.getpid()}-nft')}-rules"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            yield name
-    finally:
-        netns.remove(name)
-
-
-def command(*arguments: str, script: str | None = None) -> str:
-    return subprocess.run(["nft", *arguments], input=script, capture_output=True, text=True, check=True).stdout
-
-
-def listing() -> str:
-    return command("list", "ruleset")
-
-
-def new(batch: int = 3000) -> NftablesProxier:
-    return NftablesProxier(RENDERER, batch=batch)
-
-
-def bring_to(proxier: NftablesProxier, wanted: Rows) -> list[Op]:
-    """A sync of a proxier that has just been started; returns the ops."""
-    ops = diff(proxier.read(), wanted, proxier.phase)
-    assert proxier.apply(ops) == []
-    return ops
-
-
-def service(name: str, address: str = "172.30.0.1", **fields: object) -> Service:
-    ports = (ServicePort("http", Protocol.TCP, 80),)
-    made = {"ports": ports, "cluster_ips": (parse_address(address),), **fields}
-    return Service(ObjectName("ns", name), **made)  # type: ignore[arg-type]
-
-
-def rows_of_services(*services: Service) -> dict[Key, Row]:
-    rows = dict(RENDERER.render_node(NODE_PLAN))
-    for one in services:
-        plan = plan_service(one, [], NodeConfig("n1", cluster_cidrs=tuple(strategies.CIDRS)))
-        assert plan is not None
-        rows |= RENDERER.render(plan)
-    return rows
-
-
-NODE_ROWS = rows_of_services()
-
-
-# ---- rows --------------------------------------------------------------------------------------------------------
 
 
 def lab_plan(directory: Path, *, detector: bool = True) -> tuple[Plan, Settings]:
@@ -285,38 +204,6 @@ def test_changes_and_restarts(namespace: str, data: st.DataObject, batch: int) -
         nft.delete_table(table, "kube-proxy")
 
 
-# ---- what others have --------------------------------------------------------------------------------------------
-
-
-def test_foreign_tables_are_left_alone(namespace: str) -> None:
-    command("-f", "-", script=FOREIGN)
-    before = listing()
-    bring_to(new(), rows_of_services(service("a")))
-    assert set(before.splitlines()) <= set(listing().splitlines())
-    for family in ("ip", "ip6"):
-        assert nft.delete_table(family, "kube-proxy")
-    assert listing() == before
-
-
-def test_what_others_put_into_the_table_goes(namespace: str) -> None:
-    wanted = rows_of_services(service("a"))
-    bring_to(new(), wanted)
-    ours = command("-s", "list", "ruleset")
-    command("-f", "-", script=ADDITIONS)
-    stale = {op.key for op in bring_to(new(), wanted)}
-    assert stale >= {
-        OtherKey(4, "counter", "c"),
-        SetKey(4, "mine"),
-        SetKey(4, "more"),
-        ChainKey(4, "one"),
-        ChainKey(4, "two"),
-        ChainKey(4, "services"),
-        ChainKey(4, "mark-for-masquerade"),
-    }
-    assert new().read() == wanted
-    assert sorted(command("-s", "list", "ruleset").split()) == sorted(ours.split())
-
-
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
 GONE_ASTRAY = ChainKey(4, "service-astray")
@@ -395,38 +282,3 @@ def test_one_cluster_ip_of_two_services(namespace: str, order: Sequence[str]) ->
     assert new().read() == rows_of_services(both[first])
     bring_to(new(), NODE_ROWS)
     assert new().read() == NODE_ROWS
-
-
-# ---- lifecycle ---------------------------------------------------------------------------------------------------
-
-
-def test_cleanup_leaves_nothing_of_ours_and_all_of_others(namespace: str, tmp_path: Path) -> None:
-    command("-f", "-", script=FOREIGN)
-    before = listing()
-    chosen = Settings(state_dir=tmp_path / "state", proxy_mode="ebpf")
-    assert not lifecycle.present(chosen.state_dir)
-    proxier = lifecycle.open_proxier(chosen)
-    assert listing() == before
-    bring_to(proxier, rows_of_services(service("a")))
-    assert lifecycle.present(chosen.state_dir)
-    assert lifecycle.cleanup(chosen.state_dir) == ["table ip kube-proxy", "table ip6 kube-proxy"]
-    assert listing() == before
-    assert not lifecycle.present(chosen.state_dir)
-    assert lifecycle.cleanup(chosen.state_dir) == []
-
-
-def test_kube_proxys_table_is_neither_cleaned_up_nor_used_for_one_service(namespace: str, tmp_path: Path) -> None:
-    command("add", "table", "ip", "kube-proxy")
-    chosen = Settings(state_dir=tmp_path / "state")
-    assert lifecycle.cleanup(chosen.state_dir) == []
-    with pytest.raises(UnsupportedError, match="table ip kube-proxy belongs to another proxy"):
-        lifecycle.open_proxier(chosen)
-    assert "table ip kube-proxy" in listing()
-
-
-def test_check(namespace: str, tmp_path: Path) -> None:
-    found = {one.name: one for one in lifecycle.check(Settings(state_dir=tmp_path), [])}
-    assert found["nftables"].available
-    assert found["nftables"].detail.endswith("no tables yet")
-    assert not found["net.ipv4.ip_forward"].available
-    assert found["capabilities"].available

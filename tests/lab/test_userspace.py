@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
@@ -19,7 +18,7 @@ from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
 from bpfproxy.engine import Engine
-from bpfproxy.lab import cases, manifests, netns, remains
+from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import Update
@@ -49,9 +48,8 @@ VIP = Frontend(parse_address("172.30.0.1"), 80, Protocol.TCP)
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Iterator[Settings]:
+def settings(namespace: str, tmp_path: Path) -> Iterator[Settings]:
     """Of a node whose network namespace the test's thread is in."""
-    name = f"{remains.prefix(f'{os.getpid()}-userspace')}-rules"
     chosen = Settings(
         proxy_mode="userspace",
         node_name="node1",
@@ -59,13 +57,8 @@ def settings(tmp_path: Path) -> Iterator[Settings]:
         manifests=(tmp_path / "manifests",),
         state_dir=tmp_path / "state",
     )
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            yield chosen
-            lifecycle.cleanup(chosen.state_dir)
-    finally:
-        netns.remove(name)
+    yield chosen
+    lifecycle.cleanup(chosen.state_dir)
 
 
 def listing() -> str:

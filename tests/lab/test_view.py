@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 
 from bpfproxy import api
 from bpfproxy.cli import cli
-from bpfproxy.datapath import abi, bpffs, libbpf
+from bpfproxy.datapath import abi, libbpf
 from bpfproxy.datapath.maps import Map
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, FrontendSpec, Pool, ServicePlan, ServicePortName
@@ -24,27 +23,16 @@ from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
 from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.view import View
-from tests.lab.conntrack_rows import load_maps
+from tests.lab.conftest import NewMaps
 
 CPUS = libbpf.possible_cpus()
 SERVICES = 20
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    bpffs.mount(tmp_path)
-    try:
-        yield tmp_path
-    finally:
-        bpffs.unmount(tmp_path)
-
-
-@pytest.fixture
-def maps(state: Path) -> Maps:
+def maps(state: Path, new_maps: NewMaps) -> Maps:
     """With some Services, each with a backend of its own."""
-    directory = state / "bpf" / "maps-test"
-    directory.mkdir()
-    maps = load_maps(directory)
+    maps = new_maps(state / "bpf" / "maps-test")
     proxier = EbpfProxier(
         maps,
         EbpfRenderer(),
@@ -135,11 +123,10 @@ def test_one_by_one_and_in_bulk_are_the_same(maps: Maps, monkeypatch: pytest.Mon
     assert len({tuple(found.packets.values()) for found in bulk[0]}) == SERVICES
 
 
-def test_a_node_without_services(state: Path) -> None:
-    directory = state / "bpf" / "maps-test"
-    directory.mkdir()
-    load_maps(directory)
-    node = api.open_view(state).node()
+def test_a_node_without_services(state: Path, new_maps: NewMaps) -> None:
+    new_maps(state / "bpf" / "maps-test")
+    with api.open_view(state) as look:
+        node = look.node()
     assert node.connections == {"connect": 0, "sendmsg": 0, "packet": 0}
     assert (node.packets, node.drops) == ({"forward": 0, "reply": 0}, {})
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +14,7 @@ from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, bpffs, calls, loader, testrun
 from bpfproxy.datapath.testrun import Outcome
 from bpfproxy.lab import netns
+from bpfproxy.lab.sandbox import Sandbox
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade, OnEmpty, Pool, Scope, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
@@ -43,7 +41,6 @@ OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
 CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
 SNAT: Final = (61001, 61064)
 
-_numbers = itertools.count()
 _LEFT_TO_TC: Final = b"xrpb"
 """See LEFT_TO_TC in bpf/packet.h."""
 
@@ -76,19 +73,14 @@ neigh add fd00:1:1::6 lladdr 02:00:00:00:01:05 dev pod0 nud permanent
 """
 
 
-@contextlib.contextmanager
-def node_namespace() -> Iterator[str]:
-    """A node with an uplink (up0), a pod (pod0) and routes; everything forwards. Removed at the end."""
-    name = f"bpfproxy-packet-{os.getpid()}-{next(_numbers)}"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            netns.set_sysctl("ipv4.ip_forward", 1)
-            netns.set_sysctl("ipv6.conf.all.forwarding", 1)
-        subprocess.run(["ip", "-n", name, "-batch", "-"], input=_SETUP.encode(), check=True)
-        yield name
-    finally:
-        netns.remove(name)
+def _make_node(sandbox: Sandbox) -> str:
+    """A network namespace with an uplink (up0), a pod (pod0) and routes; everything forwards."""
+    name = sandbox.namespace()
+    with netns.inside(name):
+        netns.set_sysctl("ipv4.ip_forward", 1)
+        netns.set_sysctl("ipv6.conf.all.forwarding", 1)
+    subprocess.run(["ip", "-n", name, "-batch", "-"], input=_SETUP.encode(), check=True)
+    return name
 
 
 @dataclass
@@ -321,19 +313,11 @@ def frontend(address: str, port: int, protocol: Protocol = Protocol.TCP, scope: 
 @contextlib.contextmanager
 def datapath(loader_name: Literal["bcc", "prebuilt"], **constants: int) -> Iterator[Datapath]:
     """Load everything on a bpffs of its own; nothing is left at the end."""
-    with tempfile.TemporaryDirectory(prefix="bpfproxy-") as scratch, node_namespace() as namespace:
-        top = bpffs.mount(Path(scratch))
-        try:
-            maps = top / "maps"
-            maps.mkdir()
-            loaded = Datapath(loader_name, maps, namespace, **constants)
-            try:
-                yield loaded
-            finally:
-                loaded.close()
-        finally:
-            bpffs.remove_tree(top / "maps")
-            bpffs.unmount(Path(scratch))
+    with Sandbox() as sandbox:
+        maps = bpffs.mount(sandbox.directory) / "maps"
+        maps.mkdir()
+        with contextlib.closing(Datapath(loader_name, maps, _make_node(sandbox), **constants)) as loaded:
+            yield loaded
 
 
 __all__ = [

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
-import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from bpfproxy.lab import netns
 from bpfproxy.model.address import Address, format_address, parse_address
 from bpfproxy.sources.addresses import AddressSource, node_addresses
 
@@ -25,18 +22,9 @@ def ip(*commands: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    """An own namespace for the thread of the test, with a link to put addresses on."""
-    if os.geteuid() != 0:
-        pytest.fail("needs root, to make a network namespace")
-    name = f"bpfproxy-test-{uuid.uuid4().hex[:12]}"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            ip("link add v0 type veth peer name v1", "link set v1 up", "link set v0 up", "link set lo up")
-            yield
-    finally:
-        netns.remove(name)
+def _links(namespace: str) -> None:
+    """A link to put addresses on, in an own namespace of the test's thread."""
+    ip("link add v0 type veth peer name v1", "link set v1 up", "link set v0 up")
 
 
 class Follower:

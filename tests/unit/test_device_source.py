@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import subprocess
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest
 
-from bpfproxy.lab import netns
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.model.address import format_address
 from bpfproxy.model.device import Device, NetworkState, NodeNetwork
@@ -33,22 +30,13 @@ def learn(mac: str, port: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _namespace() -> Iterator[None]:
-    """An own namespace for the thread of the test, with a pair of links in it."""
-    if os.geteuid() != 0:
-        pytest.fail("needs root, to make a network namespace")
-    name = f"bpfproxy-test-{uuid.uuid4().hex[:12]}"
-    netns.make(name)
-    try:
-        with netns.inside(name):
-            for path in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
-                path.write_text("0")
-            for path in Path("/proc/sys/net/ipv6/conf").glob("*/addr_gen_mode"):
-                path.write_text("1")  # no link-local addresses
-            ip("link add v0 type veth peer name v1", "link set v1 up", "link set v0 up", "link set lo up")
-            yield
-    finally:
-        netns.remove(name)
+def _links(namespace: str) -> None:
+    """A pair of links, in an own namespace of the test's thread."""
+    for path in Path("/proc/sys/net/ipv6/conf").glob("*/accept_dad"):
+        path.write_text("0")
+    for path in Path("/proc/sys/net/ipv6/conf").glob("*/addr_gen_mode"):
+        path.write_text("1")  # no link-local addresses
+    ip("link add v0 type veth peer name v1", "link set v1 up", "link set v0 up")
 
 
 class Follower:

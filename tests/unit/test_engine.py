@@ -14,80 +14,31 @@ from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import ObjectKey, Update
 from bpfproxy.model.frontend import Frontend, HealthCheck, ServicePlan
 from bpfproxy.model.service import (
-    Endpoint,
-    EndpointPort,
-    EndpointSlice,
     Node,
-    ObjectName,
-    Protocol,
-    Service,
-    ServicePort,
 )
-from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Key, Op, Row, Rows
+from tests.unit.engine_world import (
+    ALL,
+    DNS,
+    DNS_IP,
+    DNS_SLICE,
+    EVERYTHING,
+    NODE,
+    WEB,
+    WEB_IP,
+    WEB_SLICE,
+    World,
+    endpoints,
+    service,
+)
 from tests.unit.simproxier import (
     DiedError,
-    FrontendRow,
     Kernel,
     NodeAddress,
     SetMembers,
     SetName,
     SimProxier,
-    assert_sound,
 )
-
-TCP = Protocol.TCP
-NODE = NodeConfig("n1", addresses=frozenset({parse_address("192.0.2.10")}))
-ALL = Update(complete=True)
-
-
-def name(short: str) -> ObjectName:
-    return ObjectName("ns", short)
-
-
-def service(short: str, ip: str, **changes: object) -> Service:
-    base = Service(name(short), (ServicePort("", TCP, 80),), cluster_ips=(parse_address(ip),))
-    return replace(base, **changes)
-
-
-def endpoints(short: str, *ips: str, where: str = "n1") -> EndpointSlice:
-    members = tuple(Endpoint(parse_address(ip), node_name=where) for ip in ips)
-    return EndpointSlice(name(f"{short}-1"), name(short), 4, (EndpointPort("", TCP, 8080),), members)
-
-
-WEB, WEB_SLICE = service("web", "172.30.0.1"), endpoints("web", "10.0.0.1", "10.0.0.2")
-DNS, DNS_SLICE = service("dns", "172.30.0.2"), endpoints("dns", "10.0.0.3")
-EVERYTHING = Update((WEB, WEB_SLICE, DNS, DNS_SLICE), complete=True)
-WEB_IP = Frontend(parse_address("172.30.0.1"), 80, TCP)
-DNS_IP = Frontend(parse_address("172.30.0.2"), 80, TCP)
-
-
-class World:
-    """Kernels that outlive their engines."""
-
-    def __init__(self, *modes: str) -> None:
-        self.modes = modes or ("one",)
-        self.kernels: dict[str, Kernel] = {mode: {} for mode in self.modes}
-        self.boot()
-
-    def boot(self) -> Engine:
-        """Start a new agent, as after a crash."""
-        self.proxiers = {mode: SimProxier(mode, kernel, assert_sound) for mode, kernel in self.kernels.items()}
-        self.engine = Engine(self.proxiers, self.modes[0], NODE)
-        self.engine.start()
-        return self.engine
-
-    @property
-    def kernel(self) -> Kernel:
-        return self.kernels[self.modes[0]]
-
-    @property
-    def proxier(self) -> SimProxier:
-        return self.proxiers[self.modes[0]]
-
-    def backends(self, frontend: Frontend, mode: str = "one") -> list[str]:
-        kernel = self.kernels[mode]
-        return [str(backend) for backend in kernel[kernel[frontend].set].backends]
 
 
 @pytest.fixture
@@ -96,17 +47,6 @@ def world() -> World:
     world.engine.update(EVERYTHING)
     world.engine.sync()
     world.proxier.ops.clear()
-    return world
-
-
-@pytest.fixture
-def pair() -> World:
-    world = World("one", "two")
-    world.engine.update(EVERYTHING)
-    world.engine.sync()
-    log: list[str] = []
-    for proxier in world.proxiers.values():
-        proxier.log = log
     return world
 
 
@@ -376,99 +316,6 @@ class TestRestart:
         assert world.engine.sync().ops == 0
         assert world.engine.resync().ops == 2
         assert (stray in kernel, DNS_IP in kernel) == (False, True)
-
-
-class TestSeveralProxiers:
-    def test_the_annotation_chooses(self, pair: World) -> None:
-        pair.engine.update(Update((service("other", "172.30.0.3", proxy_mode="two"),)))
-        pair.engine.sync()
-        frontend = Frontend(parse_address("172.30.0.3"), 80, TCP)
-        assert (frontend in pair.kernels["one"], frontend in pair.kernels["two"]) == (False, True)
-
-    def test_node_rows_are_everybodys(self, pair: World) -> None:
-        for kernel in pair.kernels.values():
-            assert NodeAddress(parse_address("192.0.2.10")) in kernel
-
-    def test_a_move_writes_the_new_before_it_removes_the_old(self, pair: World) -> None:
-        log = pair.proxier.log
-        for modes, mode in ((("one", "two"), "two"), (("two", "one"), None)):
-            log.clear()
-            pair.engine.update(Update((replace(WEB, proxy_mode=mode),)))
-            report = pair.engine.sync()
-            assert report.ops == 4
-            old, new = modes
-            changes = [line for line in log if "active" not in line]
-            assert changes == [f"{new}: +SetName", f"{new}: +Frontend", f"{old}: -Frontend", f"{old}: -SetName"]
-            assert log.index(f"{new}: active") < log.index(f"{old}: -Frontend")
-            assert (WEB_IP in pair.kernels[old], WEB_IP in pair.kernels[new]) == (False, True)
-
-    def test_a_move_over_a_restart(self, pair: World) -> None:
-        engine = pair.boot()
-        log: list[str] = []
-        for proxier in pair.proxiers.values():
-            proxier.log = log
-        engine.update(Update((replace(WEB, proxy_mode="two"), WEB_SLICE, DNS, DNS_SLICE), complete=True))
-        assert engine.sync().ops == 4
-        assert [line for line in log if "active" not in line] == [
-            "two: +SetName",
-            "two: +Frontend",
-            "one: -Frontend",
-            "one: -SetName",
-        ]
-        assert log.index("two: active") < log.index("one: -Frontend")
-
-    def test_the_old_one_serves_and_follows_until_the_new_one_can(self, pair: World) -> None:
-        two = pair.proxiers["two"]
-        two.refuses = lambda op: isinstance(op.row, FrontendRow)
-        pair.engine.update(Update((replace(WEB, proxy_mode="two"),)))
-        report = pair.engine.sync()
-        assert [failure.op.key for failure in report.failures] == [WEB_IP]
-        pair.engine.update(Update((endpoints("web", "10.0.0.9"),)))
-        pair.engine.sync()
-        assert pair.backends(WEB_IP) == ["10.0.0.9:8080"]
-        two.refuses = lambda op: False
-        pair.engine.sync()
-        assert WEB_IP not in pair.kernels["one"]
-        assert pair.backends(WEB_IP, "two") == ["10.0.0.9:8080"]
-
-    def test_a_move_back_before_it_succeeded(self, pair: World) -> None:
-        two = pair.proxiers["two"]
-        two.refuses = lambda op: isinstance(op.row, FrontendRow)
-        pair.engine.update(Update((replace(WEB, proxy_mode="two"),)))
-        pair.engine.sync()
-        pair.engine.update(Update((WEB,)))
-        pair.engine.sync()
-        pair.engine.sync()
-        assert WEB_IP in pair.kernels["one"]
-        assert not [key for key in pair.kernels["two"] if not isinstance(key, NodeAddress)]
-        assert pair.engine.pending == 0
-
-    def test_a_removed_service_leaves_the_proxier_that_it_asked_for(self, pair: World) -> None:
-        pair.engine.update(Update((replace(WEB, proxy_mode="two"),)))
-        pair.engine.sync()
-        pair.engine.update(Update(removed=(ObjectKey("Service", WEB.name),)))
-        pair.engine.sync()
-        assert not any(WEB_IP in kernel for kernel in pair.kernels.values())
-
-    def test_a_missing_mode_is_told_and_the_default_used(self, pair: World) -> None:
-        pair.engine.update(Update((replace(WEB, proxy_mode="three"),)))
-        report = pair.engine.sync()
-        assert [str(note) for note in report.missing_modes] == [
-            "Service ns/web: no proxy mode 'three': not offered here; served by one"
-        ]
-        assert WEB_IP in pair.kernels["one"]
-        assert pair.engine.sync().missing_modes == ()
-
-    def test_a_clash_between_proxiers_is_won_by_one(self, pair: World) -> None:
-        pair.engine.update(Update((service("aaa", "172.30.0.1", proxy_mode="two"),)))
-        pair.engine.sync()
-        assert (WEB_IP in pair.kernels["one"], WEB_IP in pair.kernels["two"]) == (False, True)
-
-    def test_failures_are_told_once_per_sync(self, pair: World) -> None:
-        one = pair.proxiers["one"]
-        one.refuses = lambda op: op.key == DNS_IP
-        pair.engine.update(Update((replace(DNS, affinity_timeout=1), replace(WEB, proxy_mode="two"))))
-        assert [failure.op.key for failure in pair.engine.sync().failures] == [DNS_IP]
 
 
 def test_the_types_agree() -> None:

@@ -14,6 +14,7 @@ from bpfproxy.datapath.loader.base import (
     LoadError,
     LoadSpec,
     Program,
+    close_maps,
     maps_version,
     open_maps,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "Program",
     "availability",
     "choose",
+    "close_maps",
     "load",
     "maps_version",
     "open_maps",

@@ -12,7 +12,8 @@ VERSION: see generation.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -88,7 +89,12 @@ def check(settings: Settings, devices: Sequence[DevicePlan]) -> list[Finding]:
 
 def open_view(state_dir: Path) -> View:
     """A look at the datapath under a state directory. Raises NotRunningError if there is none."""
-    return View(_open_maps(state_dir))
+    maps = _open_maps(state_dir)
+    try:
+        return View(maps)
+    except BaseException:
+        loader.close_maps(maps.values())
+        raise
 
 
 def attached(state_dir: Path) -> dict[tuple[Hook, int], int]:
@@ -100,7 +106,8 @@ def attached(state_dir: Path) -> dict[tuple[Hook, int], int]:
     return DeviceHooks(top).standing()
 
 
-def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Conntrack, Names]:
+@contextmanager
+def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> Iterator[tuple[Conntrack, Names]]:
     """The flows of the datapath under a state directory, and the Services that they belong to. `settings`: those of
     the agent that loaded it, by field; defaults where they say nothing. Raises NotRunningError if there is none."""
     maps = _open_maps(state_dir)
@@ -109,7 +116,10 @@ def open_conntrack(state_dir: Path, settings: Mapping[str, object]) -> tuple[Con
         for name in Timeouts.__slots__
         if isinstance(value := settings.get(f"conntrack_{name}"), int | float)
     }
-    return Conntrack(maps, Timeouts(**timeouts)), Names(snapshot.take(maps).frontends)
+    try:
+        yield Conntrack(maps, Timeouts(**timeouts)), Names(snapshot.take(maps).frontends)
+    finally:
+        loader.close_maps(maps.values())
 
 
 def _open_maps(state_dir: Path) -> dict[str, Map]:

@@ -109,11 +109,23 @@ class NodeView(Struct, frozen=True):
 
 
 class View:
-    """Reads the maps once, at construction; counters are read when asked for."""
+    """Reads the maps once, at construction; counters are read when asked for. Leaving it as a context manager closes
+    the maps."""
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._snapshot = snapshot.take(maps)
+
+    def close(self) -> None:
+        """Close the maps."""
+        for map_ in self._maps.values():
+            map_.close()
+
+    def __enter__(self) -> View:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def frontends(self) -> list[FrontendView]:
         """All frontends, by service, kind and address."""

@@ -60,6 +60,7 @@ def open_proxier(settings: Settings) -> IpvsProxier:
     require()
     state = settings.state_dir / _STATE
     if not state.exists():
+        _has_ipvs()  # a note of what can never be opened would be in the way of every later agent
         variant = command.choose(settings.iptables_variant)
         _refuse_others(variant)
         state.mkdir(parents=True)

@@ -59,11 +59,12 @@ class Servers:
     """Raises UnsupportedError if the kernel has no IPVS; its methods raise OSError and the errors above."""
 
     def __init__(self) -> None:
-        _load_module()
+        if not _loaded():  # asked first, since IPVS() would leave sockets open
+            raise UnsupportedError("this kernel has no IPVS (module ip_vs)")
         try:
             self._netlink = IPVS()
         except (OSError, NetlinkError) as error:
-            raise UnsupportedError(f"this kernel has no IPVS (module ip_vs): {error}") from error
+            raise UnsupportedError(f"IPVS cannot be talked to: {error}") from error
 
     def close(self) -> None:
         """Release the socket."""
@@ -121,10 +122,12 @@ class Servers:
             self._netlink.dest("del", service=_service(key), dest=IPVSDest(addr=format_address(address), port=port))
 
 
-def _load_module() -> None:
-    """The kernel does not load it when it is asked for by netlink, as it does with others."""
+def _loaded() -> bool:
+    """Whether the module is there. The kernel does not load it when it is asked for by netlink, as it does with
+    others."""
     if not _LOADED.exists() and (modprobe := shutil.which("modprobe", path=_PATH)):
         subprocess.run([modprobe, "--quiet", "ip_vs"], check=False, capture_output=True)
+    return _LOADED.exists()
 
 
 def _service(key: ServerKey, row: ServerRow | None = None) -> IPVSService:

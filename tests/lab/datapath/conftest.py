@@ -1,21 +1,16 @@
-"""A state directory with a bpffs, a cgroup, and programs to load, each with a name of its own and gone afterwards."""
+"""A cgroup, and programs to load into the state directory."""
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from bpfproxy.datapath import abi, attach, bpffs, features, loader, netns_cookie
+from bpfproxy.datapath import abi, features, loader, netns_cookie
 from bpfproxy.datapath.loader import Loaded, LoadSpec
-from bpfproxy.lab import cgroup, netns
+from bpfproxy.lab.sandbox import Sandbox
 from tests.lab.datapath import devices
-from tests.lab.datapath.devices import Net
-
-_numbers = itertools.count()
 
 MAPS = (
     "frontends4",
@@ -39,28 +34,15 @@ Specs = Callable[..., LoadSpec]
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Iterator[Path]:
-    """A state directory whose bpffs is mounted."""
-    top = bpffs.mount(tmp_path)
-    yield tmp_path
-    attach.detach_all(top / "links")
-    bpffs.unmount(tmp_path)
-    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
-
-
-@pytest.fixture
 def links(state: Path) -> Path:
     """Where links are pinned."""
     return state / "bpf" / "links"
 
 
 @pytest.fixture
-def group() -> Iterator[Path]:
+def group(sandbox: Sandbox) -> Path:
     """An empty cgroup."""
-    path = cgroup.mount_point() / f"bpfproxy-test-{os.getpid()}-{next(_numbers)}"
-    path.mkdir()
-    yield path
-    cgroup.remove(path)
+    return sandbox.cgroup()
 
 
 @pytest.fixture
@@ -78,21 +60,6 @@ def specs(state: Path) -> Specs:
     return make
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with device_test.bpf.c and its object."""
-    directory = tmp_path_factory.mktemp("device")
-    devices.compile_programs(directory)
-    return directory
-
-
-@pytest.fixture
-def node() -> Iterator[Net]:
-    """The namespace that the test's thread is in."""
-    with Net() as made, netns.inside(made.name):
-        yield made
-
-
 @pytest.fixture
 def loaded(compiled: Path, state: Path) -> Iterator[Loaded]:
     with loader.load(devices.spec(compiled, state / "bpf" / "maps"), "prebuilt") as found:
@@ -107,7 +74,6 @@ def other(compiled: Path, state: Path) -> Iterator[Loaded]:
 
 
 @pytest.fixture
-def others(state: Path) -> Iterator[Path]:
+def others(state: Path) -> Path:
     """Where somebody else pins links."""
-    yield state / "bpf" / "others"
-    attach.detach_all(state / "bpf" / "others")
+    return state / "bpf" / "others"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import os
+import contextlib
 import socket
 import subprocess
 import sysconfig
@@ -16,11 +15,11 @@ from pyroute2 import IPRoute
 from bpfproxy.datapath import abi, files, netns_cookie
 from bpfproxy.datapath.loader import LoadSpec
 from bpfproxy.datapath.maps import Map
-from bpfproxy.lab import netns, remains
+from bpfproxy.lab import netns
+from bpfproxy.lab.sandbox import Sandbox
 
 HERE: Final = Path(__file__).parent
 PROGRAMS: Final = ("bp_xdp", "bp_tc_in", "bp_tc_in_left", "bp_tc_out", "bp_tc_in_l3", "bp_tc_out_l3")
-_numbers = itertools.count()
 
 
 def compile_programs(directory: Path) -> None:
@@ -52,18 +51,20 @@ class Net:
     """A network namespace of the test's own, with `ip` in it. It is removed with all its devices."""
 
     def __init__(self) -> None:
-        self.name = f"{remains.prefix(f'{os.getpid()}-net{next(_numbers)}')}-devices"
+        self._sandbox = Sandbox()
+        self.name = self._sandbox.netns("host")
 
     def __enter__(self) -> Self:
-        netns.make(self.name)
-        with netns.inside(self.name):
-            self.ip = IPRoute()
-        self.up(1)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._sandbox).namespace()
+            with netns.inside(self.name):
+                self.ip = stack.enter_context(IPRoute())
+            self.up(1)
+            self._undo = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ip.close()
-        netns.remove(self.name)
+        self._undo.close()
 
     def veth(self, name: str, *addresses: str, peer: Net | None = None, mtu: int = 1500) -> int:
         """A pair of veths `name` and `name`p (in the namespace `peer`), both up; returns the index of `name`."""

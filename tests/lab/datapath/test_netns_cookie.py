@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-from collections.abc import Iterator
-
-import pytest
 
 from bpfproxy.datapath import netns_cookie
 from bpfproxy.lab import bpf, cgroup, netns
+from bpfproxy.lab.sandbox import Sandbox
 
 SO_NETNS_COOKIE = 71
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """A network namespace whose loopback device is down."""
-    name = f"bpfproxy-cookie-{os.getpid()}"
-    netns.make(name)
-    yield name
-    netns.remove(name)
 
 
 def by_program() -> int:
@@ -38,10 +26,11 @@ def of_option() -> int | None:
             return None
 
 
-def test_a_program_tells_what_the_kernel_says(elsewhere: str) -> None:
+def test_a_program_tells_what_the_kernel_says(sandbox: Sandbox) -> None:
+    """Also where the loopback device is down."""
     here = netns_cookie.current()
     assert by_program() == here == (of_option() or here)
-    with netns.inside(elsewhere):
+    with netns.inside(sandbox.namespace()):
         there = netns_cookie.current()
         assert by_program() == there == (of_option() or there)
     assert here != there

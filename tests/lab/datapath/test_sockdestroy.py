@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from bpfproxy.datapath.sockdestroy import Endpoint, destroy_udp
 from bpfproxy.lab import netns
+from bpfproxy.lab.sandbox import Sandbox
 
 _numbers = itertools.count()
 
@@ -62,19 +62,10 @@ Clients = Callable[..., Client]
 
 
 @pytest.fixture
-def namespace() -> Iterator[Callable[[], str]]:
+def spaces(sandbox: Sandbox) -> Callable[[], str]:
     """Makes network namespaces."""
-    made: list[str] = []
-
-    def make() -> str:
-        name = f"bpfproxy-test-{os.getpid()}-{next(_numbers)}"
-        netns.make(name)
-        made.append(name)
-        return name
-
-    yield make
-    for name in made:
-        netns.remove(name)
+    numbers = itertools.count()
+    return lambda: sandbox.namespace(f"host{next(numbers)}")
 
 
 @pytest.fixture
@@ -101,18 +92,18 @@ def clients(group: Path) -> Iterator[Clients]:
     [("AF_INET", "127.0.0.1", V4), ("AF_INET6", "::1", V6), ("AF_INET6", "::ffff:127.0.0.1", V4)],
 )
 def test_the_owners_next_call_fails(
-    namespace: Callable[[], str], clients: Clients, group: Path, family: str, address: str, endpoint: Endpoint
+    spaces: Callable[[], str], clients: Clients, group: Path, family: str, address: str, endpoint: Endpoint
 ) -> None:
-    client = clients(namespace(), family=family, address=address)
+    client = clients(spaces(), family=family, address=address)
     result = destroy_udp(group, {client.cookie: endpoint})
     assert (result.sockets, result.namespaces, result.skipped) == (1, 2, {})
     assert client.goes_on() == ABORTED
 
 
-def test_only_the_wanted_sockets(namespace: Callable[[], str], clients: Clients, group: Path) -> None:
+def test_only_the_wanted_sockets(spaces: Callable[[], str], clients: Clients, group: Path) -> None:
     nested = group / "pod"
     nested.mkdir()
-    one, two = namespace(), namespace()
+    one, two = spaces(), spaces()
     wanted = clients(one)
     other = clients(one)
     elsewhere = clients(two, nested)
@@ -123,13 +114,11 @@ def test_only_the_wanted_sockets(namespace: Callable[[], str], clients: Clients,
     assert other.goes_on() == moved.goes_on() == UNHARMED
 
 
-def test_processes_outside_the_cgroup_are_left_alone(
-    namespace: Callable[[], str], clients: Clients, group: Path
-) -> None:
+def test_processes_outside_the_cgroup_are_left_alone(spaces: Callable[[], str], clients: Clients, group: Path) -> None:
     inner, outer = group / "inner", group / "outer"
     inner.mkdir()
     outer.mkdir()
-    client = clients(namespace(), outer)
+    client = clients(spaces(), outer)
     result = destroy_udp(inner, {client.cookie: V4})
     assert (result.sockets, result.namespaces) == (0, 1)
     assert client.goes_on() == UNHARMED
@@ -140,16 +129,16 @@ def test_nothing_to_do(group: Path) -> None:
     assert (result.sockets, result.namespaces, result.skipped) == (0, 0, {})
 
 
-def test_the_callers_namespace_is_kept(namespace: Callable[[], str], clients: Clients, group: Path) -> None:
+def test_the_callers_namespace_is_kept(spaces: Callable[[], str], clients: Clients, group: Path) -> None:
     here = Path("/proc/thread-self/ns/net").stat().st_ino
-    destroy_udp(group, {clients(namespace()).cookie: V4})
+    destroy_udp(group, {clients(spaces()).cookie: V4})
     assert Path("/proc/thread-self/ns/net").stat().st_ino == here
 
 
 def test_without_the_capability_it_is_skipped_and_said(
-    namespace: Callable[[], str], clients: Clients, group: Path
+    spaces: Callable[[], str], clients: Clients, group: Path
 ) -> None:
-    client = clients(namespace())
+    client = clients(spaces())
     code = f"""
 from pathlib import Path
 from bpfproxy.datapath.sockdestroy import destroy_udp

@@ -14,6 +14,7 @@ from bpfproxy.datapath import bpffs
 from bpfproxy.datapath.libbpf import pin
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import AlreadyRunningError
+from bpfproxy.lab.sandbox import Sandbox
 from bpfproxy.lock import StateLock, holder
 
 
@@ -32,18 +33,19 @@ def run(code: str, *command: str) -> subprocess.CompletedProcess[str]:
 # ---- bpffs -------------------------------------------------------------------------------------------------------
 
 
-def test_mount_and_unmount_are_idempotent(tmp_path: Path) -> None:
-    assert bpffs.locate(tmp_path) is None
+def test_mount_and_unmount_are_idempotent(sandbox: Sandbox) -> None:
+    state = sandbox.directory / "deep" / "state"
+    assert bpffs.locate(sandbox.directory) is None
     try:
-        top = bpffs.mount(tmp_path / "deep" / "state")
-        assert top == tmp_path / "deep" / "state" / "bpf"
+        top = bpffs.mount(state)
+        assert top == state / "bpf"
         assert bpffs.is_bpffs(top)
-        assert bpffs.mount(tmp_path / "deep" / "state") == top == bpffs.locate(tmp_path / "deep" / "state")
+        assert bpffs.mount(state) == top == bpffs.locate(state)
         pin_a_map(top / "directory" / "map")
     finally:
-        assert bpffs.unmount(tmp_path / "deep" / "state")
-    assert not bpffs.unmount(tmp_path / "deep" / "state")
-    assert list((tmp_path / "deep" / "state").iterdir()) == []
+        assert bpffs.unmount(state)
+    assert not bpffs.unmount(state)
+    assert list((state).iterdir()) == []
 
 
 def test_remove_tree(state: Path) -> None:
@@ -72,29 +74,29 @@ def test_nothing_is_mounted_without_the_capability(tmp_path: Path) -> None:
     assert "needs CAP_SYS_ADMIN" in result.stdout
 
 
-def test_from_another_mount_namespace_it_is_mounted_where_it_lasts(tmp_path: Path) -> None:
+def test_from_another_mount_namespace_it_is_mounted_where_it_lasts(sandbox: Sandbox) -> None:
     """As in a shell of `ip netns exec`, whose mounts would go with it, and with them the datapath. This process plays
     the init process, which not every machine lets others look into."""
     preamble = f"""
         from pathlib import Path
         from bpfproxy.datapath import bpffs
         bpffs._INIT = Path("/proc/{os.getpid()}")
-        state = Path({str(tmp_path)!r})
+        state = Path({str(sandbox.directory)!r})
     """
     elsewhere = ("unshare", "--mount", "--propagation=private")
-    lasting = f"/proc/{os.getpid()}/root{tmp_path}/bpf"
+    lasting = f"/proc/{os.getpid()}/root{sandbox.directory}/bpf"
     try:
         result = run(
             f"{preamble}\n        print(bpffs.mount(state), bpffs.mount(state), bpffs.locate(state))", *elsewhere
         )
         assert result.stdout.split() == [lasting] * 3, result.stderr
-        assert bpffs.locate(tmp_path) == tmp_path / "bpf"
-        pin_a_map(tmp_path / "bpf" / "map")
+        assert bpffs.locate(sandbox.directory) == sandbox.directory / "bpf"
+        pin_a_map(sandbox.directory / "bpf" / "map")
         result = run(f"{preamble}\n        print(bpffs.unmount(state), bpffs.unmount(state))", *elsewhere)
         assert result.stdout.split() == ["True", "False"], result.stderr
-        assert bpffs.locate(tmp_path) is None
+        assert bpffs.locate(sandbox.directory) is None
     finally:
-        bpffs.unmount(tmp_path)
+        bpffs.unmount(sandbox.directory)
 
 
 # ---- lock --------------------------------------------------------------------------------------------------------

@@ -1,17 +1,14 @@
-"""Rows of flows as the programs would write them, on maps made from the programs' own definitions."""
+"""Rows of flows as the programs would write them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from bpfproxy.config import Settings
-from bpfproxy.datapath import abi, loader
+from bpfproxy.datapath import abi
 from bpfproxy.datapath.maps import Map
 from bpfproxy.model.address import Address, parse_address
 from bpfproxy.model.service import Protocol
-from bpfproxy.proxiers.ebpf import lifecycle, packet
 from bpfproxy.proxiers.ebpf.flowcodec import FORWARD, MORE, REPLY, TICK
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 
@@ -19,18 +16,6 @@ End = tuple[str, int]
 SEEN, ANSWERED, FIN, RESET = 1, 2, 4, 8
 SOURCE, PAIRED = abi.constant("FLOW_SOURCE"), abi.constant("FLOW_PAIRED")
 REPLY_DIRECTION = abi.constant("DIRECTION_REPLY")
-
-
-def load_maps(directory: Path, *, flows: int = 4096) -> Maps:
-    """Pinned in a directory of a bpffs."""
-    settings = Settings(max_frontends=64, max_sets=64, max_backends=64, max_slots=4096)
-    sizes = lifecycle.sizes(settings) | packet.sizes(flows=flows, networks=8, backends=64)
-    spec = loader.LoadSpec(
-        programs=("sock_lb", "tc_lb"), constants=lifecycle.constants(settings), sizes=sizes, pin_dir=directory
-    )
-    loaded = loader.load(spec, "prebuilt")
-    loaded.close_programs()
-    return loaded.maps
 
 
 class Clock:
