@@ -19,7 +19,7 @@ from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 from bpfproxy.lab.node import Agent
 from bpfproxy.lab.scene import Scene
-from bpfproxy.lab.wait import wait_until
+from bpfproxy.lab.wait import PATIENCE, wait_until
 from bpfproxy.model.address import format_address
 from bpfproxy.netfilter.ipset import IpSets
 from bpfproxy.proxiers.ipvs.servers import Servers
@@ -27,6 +27,8 @@ from bpfproxy.proxiers.ipvs.servers import Servers
 BOTH: Final = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 WAYS: Final[tuple[tuple[str, Via], ...]] = (("pod1c", "ClusterIP"), ("node1", "ClusterIP"), ("client", "NodePort"))
+INTERVAL: Final = 0.1 * PATIENCE
+"""Seconds between two requests of a load, so that an emulated processor has time for the rest."""
 PACKETS: Final = ("--acceleration", "none", "--sync-period", "1")
 
 
@@ -126,8 +128,8 @@ def test_a_node_changes_its_mode(lab: Lab) -> None:
     place = lab.places["pod1c"]
     with contextlib.ExitStack() as stack:
         flows = [scene.flow(family=family) for family in FAMILIES]
-        held = [stack.enter_context(place.load(flow, hold=True, interval=0.1)) for flow in flows]
-        new = [stack.enter_context(place.load(flow, hold=False, interval=0.1)) for flow in flows]
+        held = [stack.enter_context(place.load(flow, hold=True, interval=INTERVAL)) for flow in flows]
+        new = [stack.enter_context(place.load(flow, hold=False, interval=INTERVAL)) for flow in flows]
         lab.agents["node1"].stop()
         agent = run(lab, "ipvs")
         wait_until(lambda: vips(scene) <= virtual_servers(lab), 20, "IPVS serves")

@@ -106,7 +106,7 @@ def _document(results: Sequence[Result]) -> Iterator[str]:
     yield "Made by `./dev kernel-test --update-docs`, which boots each kernel, asks it what `bpfproxy check` asks, and"
     yield "runs tests on it; not to be edited by hand."
     yield ""
-    releases = [result.survey.release for result in results]
+    releases = [_kernel(result) for result in results]
     yield from _table(("kernel", *releases), [("agent", *(_agent(result) for result in results))])
     yield ""
     yield "## What `bpfproxy check` finds"
@@ -123,7 +123,13 @@ def _document(results: Sequence[Result]) -> Iterator[str]:
     for result in results:
         if result.refusal:
             yield ""
-            yield f"{result.survey.release} is refused: {result.refusal}."
+            yield f"{_kernel(result)} is refused: {result.refusal}."
+
+
+def _kernel(result: Result) -> str:
+    """Debian's by their whole names, the machine's own by its version."""
+    release = result.survey.release
+    return release if release.endswith("-amd64") else release.partition("-")[0]
 
 
 def _of_machine(name: str) -> bool:
