@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from bpfproxy.lab import cases, observe
-from bpfproxy.lab.cases import Case, Probe
+from bpfproxy.lab.cases import Agents, Case, Probe
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 
 ALL = cases.load()
+USUAL = [case for case in ALL if case.agents == Agents()]
+UNUSUAL = [case for case in ALL if case not in USUAL]
 LOADERS = ("bcc", "prebuilt")
 
 
@@ -22,17 +24,22 @@ def named(case: Case) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("case", [case for case in ALL if case.detector], ids=named)
+@pytest.mark.parametrize("case", USUAL, ids=named)
 @pytest.mark.parametrize("served", LOADERS, indirect=True)
 def test_case(served: Lab, case: Case, family: Family) -> None:
     check(served, case, family)
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("case", [case for case in ALL if not case.detector], ids=named)
-@pytest.mark.parametrize("served_without_detector", LOADERS, indirect=True)
-def test_case_without_detector(served_without_detector: Lab, case: Case, family: Family) -> None:
-    check(served_without_detector, case, family)
+@pytest.mark.parametrize(
+    ("served_otherwise", "case"),
+    [(case.agents, case) for case in UNUSUAL],
+    indirect=["served_otherwise"],
+    ids=[case.name for case in UNUSUAL],
+)
+def test_case_of_agents_that_are_set_otherwise(served_otherwise: Lab, case: Case, family: Family) -> None:
+    check(served_otherwise, case, family)
+    check(served_otherwise, case, family, cases.outside_probes)
 
 
 COMPILED = ("node-port", "external-local", "hairpin", "affinity")
@@ -40,16 +47,9 @@ COMPILED = ("node-port", "external-local", "hairpin", "affinity")
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("case", [case for case in ALL if case.detector], ids=named)
+@pytest.mark.parametrize("case", USUAL, ids=named)
 @pytest.mark.parametrize("outside", ["tc", "xdp"], indirect=True)
 def test_case_from_outside(outside: Lab, case: Case, family: Family) -> None:
-    check(outside, case, family, cases.outside_probes)
-
-
-@pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("case", [case for case in ALL if not case.detector], ids=named)
-@pytest.mark.parametrize("outside", ["no-detector"], indirect=True)
-def test_case_from_outside_without_detector(outside: Lab, case: Case, family: Family) -> None:
     check(outside, case, family, cases.outside_probes)
 
 
