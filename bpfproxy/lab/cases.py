@@ -80,6 +80,7 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     traffic_distribution: str = ""
     publish_not_ready: bool = False
     scheduler: Literal["random", "round-robin", "maglev"] | None = None
+    proxy_mode: str | None = None
     families: tuple[Family, ...] = (4, 6)
     labels: dict[str, str] = {}
     slice_labels: dict[str, str] = {}

@@ -83,8 +83,9 @@ def service(case: Case) -> Object:
     metadata = _name(case)
     if about.labels:
         metadata["labels"] = dict(about.labels)
-    if about.scheduler:
-        metadata["annotations"] = {"bpfproxy.io/scheduler": about.scheduler}
+    annotations = {"bpfproxy.io/scheduler": about.scheduler, "bpfproxy.io/proxy-mode": about.proxy_mode}
+    if chosen := {name: value for name, value in annotations.items() if value}:
+        metadata["annotations"] = chosen
     made: Object = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
     if about.type == "LoadBalancer":
         addresses = [case.vip("LoadBalancer", family) for family in about.families]

@@ -194,7 +194,7 @@ def test_tcp_connections_run_out(world: World, web: MakeWeb, agent: Agent) -> No
         agent.restart()
         made.put(pod2=LOCAL)
         hold()
-        assert not agent.proxier.drained()
+        assert not agent.proxier.drained(())
         made.put(pod1=LOCAL, pod2=LOCAL)
         made.put(pod2=LOCAL)
         hold()
@@ -239,7 +239,7 @@ def test_connections_outlive_their_service(world: World, web: MakeWeb, agent: Ag
         agent.serve()
         hold()
         assert {world.ask("client", Protocol.TCP, to) for _, to in ways} == {"refused"}
-        assert not agent.proxier.drained()
+        assert not agent.proxier.drained(())
         agent.restart()
         agent.serve()
         agent.proxier.tend()

@@ -113,6 +113,21 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
+BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+UDP = 1
+"""Place among these ports."""
+
+
+@pytest.fixture
+def scene(lab: Lab) -> Scene:
+    """A Service with two endpoints, written but not served yet."""
+    directory = lab.directory / "manifests"
+    manifests.write(directory, "nodes", manifests.nodes())
+    made = Scene(lab, directory, Service(BOTH, type="NodePort"))
+    made.put("pod1a", "pod2a")
+    return made
+
+
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose agents serve all cases, under the loader that is the parameter."""
@@ -143,10 +158,6 @@ class Mode:
         """More flags of the agent of a node."""
         return packet_level(self.acceleration[node], host_routing=self.host_routing)
 
-
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
-"""Place among these ports."""
 
 MODES = {
     "tc": Mode({"node1": "tc", "node2": "tc"}),
