@@ -63,7 +63,8 @@ def _footnotes(report: Report) -> Iterator[Text]:
         yield Text.assemble((f"{number:>3} ", "yellow"), report.reasons[divergence])
     for run in report.modes:
         if run.missing:
-            yield Text.assemble(("  – ", "dim"), f"{run.mode} could not run on {run.kernel}: {run.missing}")
+            why = f"{run.mode} could not run on {run.kernel}: {run.missing}; --join adds its column from elsewhere"
+            yield Text.assemble(("  – ", "dim"), why)
 
 
 def _differences(report: Report) -> Iterator[Text]:
