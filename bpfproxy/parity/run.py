@@ -32,6 +32,9 @@ MODES: Final[tuple[OurMode, ...]] = get_args(OurMode)
 _EBPF: Final = {"node1": "tc", "node2": "xdp"}
 """How the nodes of a lab serve clients that no hook sees."""
 
+_USERSPACE: Final = ("--max-connections", "65536", "--conntrack-udp-stream", "30")
+"""All cases together open more UDP sockets in two minutes than a node carries sessions, unless it is told to."""
+
 Say = Callable[[str], None]
 
 
@@ -52,8 +55,9 @@ class Ours:
     def serving(self, lab: Lab, agents: Agents, directory: Path) -> Iterator[None]:
         """Agents on all nodes of a lab, ready. Raises AgentError."""
         for node in NODES:
-            level = packet_level(_EBPF[node]) if self.mode == "ebpf" else ()
-            options = ("--proxy-mode", self.mode, *level, *agents.options())
+            own = packet_level(_EBPF[node]) if self.mode == "ebpf" else ()
+            own = _USERSPACE if self.mode == "userspace" else own
+            options = ("--proxy-mode", self.mode, *own, *agents.options())
             how = {"loader": self.loader, "cluster_cidrs": agents.cluster_cidrs, "options": options}
             lab.agent(node, manifests=directory, **how).launch()
         for agent in lab.agents.values():
