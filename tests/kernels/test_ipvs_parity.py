@@ -1,5 +1,5 @@
-"""Cases of the parity run through IPVS, with agents that are real: a few, the whole column takes hours on an emulated
-processor (`./dev kernel-test --parity`)."""
+"""Cases of the parity run through IPVS, with agents that are real: a few, since the whole column takes an emulated
+processor long (`./dev kernel-test --parity`)."""
 
 from __future__ import annotations
 
