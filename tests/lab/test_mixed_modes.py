@@ -186,13 +186,12 @@ def test_much_is_sent_while_services_change(world: World) -> None:
     assert [port for port in ports if SNAT[0] <= port[1] <= SNAT[1]] == []
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_service_moves_under_load(world: World, mode: str) -> None:
+def test_a_service_moves_under_load(world: World) -> None:
     """Through all modes and back. Connections that it had go on where they were opened."""
-    scene = world.scenes[mode]
+    scene = world.scenes["ebpf"]
     with traffic(world):
-        for other in (*(one for one in MODES if one != mode), mode):
-            scene.service = replace(scene.service, proxy_mode=other)
+        for mode in (*MODES[1:], "ebpf"):
+            scene.service = replace(scene.service, proxy_mode=mode)
             scene.put("pod1a", "pod2a")
-            wait_until(lambda other=other: holders(world, scene) == {other}, 10, f"{other} serves it")  # type: ignore[misc]
+            wait_until(lambda mode=mode: holders(world, scene) == {mode}, 10, f"{mode} serves it")  # type: ignore[misc]
             settle([scene], "pod1a", "pod2a")

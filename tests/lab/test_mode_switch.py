@@ -7,12 +7,14 @@ user's node is without us.
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count, permutations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from bpfproxy.lab import manifests
 from bpfproxy.lab.cases import Port, Service, Via
@@ -28,6 +30,8 @@ from tests.lab.relays import relays
 BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 UDP = 1
 MODES = ("ebpf", "iptables", "nftables", "userspace")
+MARKS = {"ebpf": "bpf", "iptables": "iptables.json", "nftables": "nftables", "userspace": "userspace"}
+"""What a mode that has anything in the kernel has in the state directory."""
 RULES = ("iptables", "nftables")
 FAMILIES: tuple[Family, ...] = (4, 6)
 WAYS: tuple[tuple[str, Via], ...] = (
@@ -86,7 +90,8 @@ class World:
             done = self.agent.command("conntrack", "flush", "--state-dir", str(self.agent.state))
             assert done.returncode in (0, 7), done.stderr
         for mode in modes:
-            self.said(f"event=cleaned_up proxier={mode}")
+            mark = self.agent.state / MARKS[mode]
+            wait_until(lambda mark=mark: not mark.exists(), 60, f"{mode} is cleaned up")  # type: ignore[misc]
 
     def clean(self) -> None:
         """`bpfproxy cleanup`, which has to leave the node as it was."""
@@ -241,3 +246,41 @@ def test_killed_amidst_a_switch(world: World, old: str, new: str, last: str) -> 
     world.drained(old, new)
     assert world.before <= world.netfilter()
     world.clean()
+
+
+PODS = ("pod1a", "pod1b", "pod2a", "pod2b")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_any_history_is_cleaned_up(world: World, seed: int) -> None:
+    """Changes, restarts and kills in any order: all is served after each, and nothing is left in the end."""
+    dice = random.Random(seed)
+    before = {name: scene.service for name, scene in world.scenes.items()}
+    world.launch(dice.choice(MODES)).wait_ready()
+    try:
+        for _ in range(8):
+            scene = dice.choice(list(world.scenes.values()))
+            match dice.choice(("start", "kill", "mode", "endpoints")):
+                case "start":
+                    world.switch(dice.choice(MODES))
+                case "kill":
+                    world.agent.kill()
+                    world.launch(dice.choice(MODES))
+                    world.said(dice.choice(("event=started", "event=resync")))
+                    world.agent.kill()
+                    world.launch(dice.choice(MODES)).wait_ready()
+                case "mode":
+                    scene.service = replace(scene.service, proxy_mode=dice.choice(MODES))
+                    scene.put(*scene.service.endpoints)
+                case "endpoints":
+                    scene.put(*dice.sample(PODS, 2))
+            world.served()
+            for one in world.scenes.values():
+                places = {endpoint.at for endpoint in one.service.endpoints}
+                wait_until(lambda one=one, places=places: set(one.shares(8)) <= places, 10, f"{places} answer")  # type: ignore[misc]
+        assert world.before <= world.netfilter()
+        world.clean()
+    finally:
+        for name, scene in world.scenes.items():
+            scene.service = before[name]
+            scene.put(*scene.service.endpoints)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from bpfproxy.api import Plan, plan_manifests
-from bpfproxy.config import Settings
+from bpfproxy.config import ProxyMode, Settings
 from bpfproxy.lab import cases, manifests, oracle
 from bpfproxy.lab.cases import Agents, Case, Probe
 from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Family
-from bpfproxy.lab.oracle import Expected, Mode
+from bpfproxy.lab.oracle import Expected
 from tests.unit.manifests import lab_nodes
 
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -60,7 +60,7 @@ def write_cases(directory: Path) -> Path:
     return directory
 
 
-def settings(directory: Path, node: str, agents: Agents, mode: Mode) -> Settings:
+def settings(directory: Path, node: str, agents: Agents, mode: ProxyMode) -> Settings:
     """Those of a node's agent."""
     return Settings(
         manifests=(directory,),
@@ -118,7 +118,7 @@ def turned_away(probe: Probe, expected: Expected, ends: Set[Packet]) -> list[str
     return [f"{probe}: {ends}, not {expected.answer}"] if wrong else []
 
 
-def differences(probe: Probe, mode: Mode, ends: Set[Packet], vips: Set[str] = frozenset()) -> list[str]:
+def differences(probe: Probe, mode: ProxyMode, ends: Set[Packet], vips: Set[str] = frozenset()) -> list[str]:
     """What is wrong with the ends of a packet that rules translate. `vips`: addresses that several nodes have."""
     expected = oracle.expect(probe, mode)
     if not passes(expected):

@@ -163,6 +163,21 @@ def test_a_virtual_server_retires_and_comes_back() -> None:
         assert world.kernel.sets["KUBE-RETIRED"].entries == []
 
 
+def test_services_that_differ_on_where_an_endpoint_is() -> None:
+    """Each keeps its own row, also over a restart."""
+    world = World()
+    wanted = world.renderer.render_node(NodePlan())
+    for number, local in enumerate((True, False)):
+        server = ServerKey(strategies.CLUSTER_IPS[4][number], 80, Protocol.TCP)
+        wanted[EntryKey(4, "CLUSTER-IP", server.port, server.protocol, server.address)] = True
+        wanted[server] = ServerRow("rr")
+        wanted[RealKey(server, parse_address("10.1.1.1"), 8080)] = RealRow(1, local)
+    world.bring(wanted)
+    world.boot()
+    world.bring(wanted)
+    assert diff(world.proxier.read(), wanted, world.proxier.phase) == []
+
+
 def test_a_foreign_server_stands() -> None:
     world = World()
     address = strategies.CLUSTER_IPS[4][0]
