@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import platform
+import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import pytest
 
 from bpfproxy.config import Settings
 from bpfproxy.datapath import abi, bpffs, calls, loader, testrun
@@ -40,6 +44,9 @@ OTHER_VIP: Final = {4: "10.96.0.11", 6: "fd00:96::11"}
 CLUSTER: Final = {4: ("10.1.0.0", 16), 6: ("fd00:1::", 32)}
 SNAT: Final = (61001, 61064)
 
+_KERNEL: Final = tuple(int(number) for number in re.findall(r"\d+", platform.release())[:2])
+_XDP_CONTEXT: Final = (5, 15)
+_SUMMED_BY_DEVICE: Final = (6, 17)
 _LEFT_TO_TC: Final = b"xrpb"
 """See LEFT_TO_TC in bpf/packet.h."""
 
@@ -248,6 +255,8 @@ class Datapath:
         segment: int = 0,
     ) -> Outcome:
         """As `run`, for a caller who is inside already."""
+        _require(_XDP_CONTEXT, program.startswith("xdp"), "test runs with a context of XDP")
+        _require(_SUMMED_BY_DEVICE, complete, "test runs of packets that a device has summed")
         found = self.loaded.programs[f"bp_{program}"]
         flags = testrun.CHECKSUM_COMPLETE if complete else 0
         return testrun.run(found.fd, found.type, frame, ifindex=ifindex, repeat=repeat, flags=flags, segment=segment)
@@ -281,6 +290,12 @@ class Datapath:
         """Rows of flows4, flows6, tuples4 or tuples6 as cffi structs."""
         kind = f"struct flow{name[-1]}"
         return {bytes(key): _struct(kind, bytes(value)) for key, value in self.maps[name].items()}
+
+
+def _require(since: tuple[int, int], wanted: bool, what: str) -> None:
+    """Skips a test that asks more of BPF_PROG_TEST_RUN than an older kernel gives."""
+    if wanted and since > _KERNEL:
+        pytest.skip(f"Linux {'.'.join(map(str, since))} is the first that has {what}")
 
 
 def left_to_tc(out: Outcome) -> bool:

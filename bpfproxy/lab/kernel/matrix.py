@@ -37,12 +37,13 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
         "tests/packet/test_on_devices.py::test_tc_takes_what_xdp_leaves",
         "tests/packet/test_on_devices.py::test_a_client_behind_a_device_without_a_link_layer",
     ),
+    "packet tables: TCP by a ClusterIP, to backends of this and of another node": ("tests/packet/test_forward.py",),
     "lab: an agent serves pods and a node, goes, and comes back": (
         "tests/lab/test_lifecycle.py::test_two_nodes_side_by_side[bcc]",
     ),
 }
 """Groups of tests, by what they show."""
-_ONLY: Final = "not UDP and not SCTP"
+_ONLY: Final = "not UDP and not SCTP and not (test_forward and (bcc or NODE_PORT or EXTERNAL_IP or LOAD_BALANCER))"
 _TIMEOUT: Final = 3600.0
 
 
