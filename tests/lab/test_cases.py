@@ -17,6 +17,8 @@ from tests.lab.check import check
 ALL = cases.load()
 USUAL = [case for case in ALL if case.agents == Agents()]
 UNUSUAL = [case for case in ALL if case not in USUAL]
+BY_PACKETS = [case for case in USUAL if "other-node" in case.via]
+"""A socket is translated by its own node; another node has nothing but packets."""
 LOADERS = ("bcc", "prebuilt")
 
 
@@ -25,7 +27,7 @@ def named(case: Case) -> str:
 
 
 @pytest.mark.parametrize("family", [4, 6])
-@pytest.mark.parametrize("case", USUAL, ids=named)
+@pytest.mark.parametrize("case", [case for case in USUAL if case not in BY_PACKETS], ids=named)
 @pytest.mark.parametrize("served", LOADERS, indirect=True)
 def test_case(served: Lab, case: Case, family: Family) -> None:
     check_case(served, cases.probes(case, family))
@@ -52,6 +54,13 @@ COMPILED = ("node-port", "external-local", "hairpin", "affinity")
 @pytest.mark.parametrize("outside", ["tc", "xdp"], indirect=True)
 def test_case_from_outside(outside: Lab, case: Case, family: Family) -> None:
     check_case(outside, cases.outside_probes(case, family))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("case", BY_PACKETS, ids=named)
+@pytest.mark.parametrize("outside", ["tc", "xdp"], indirect=True)
+def test_case_by_packets(outside: Lab, case: Case, family: Family) -> None:
+    check_case(outside, cases.probes(case, family))
 
 
 @pytest.mark.parametrize("family", [4, 6])
