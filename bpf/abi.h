@@ -166,9 +166,14 @@ struct served_ports {
 	__u64 bits;
 };
 
+enum node_flag {
+	NODE_SHARED = 1, /* other modes serve here as well, or did: what no flow is known of may be conntrack's */
+};
+
 /* What may change while programs run: row 0 of `node`. */
 struct node {
 	__u32 route_generation; /* grows with each change of routes, neighbours, links; 0: nothing is cached */
+	__u32 flags;		/* enum node_flag */
 	__be32 address4[1];	/* source of translated packets; all zero: there is none */
 	__be32 address6[4];
 };
@@ -519,7 +524,7 @@ enum reason {
 	REASON_ICMP,	       /* an ICMP error, translated with the packet that it quotes */
 	REASON_ERROR_LIMITED,  /* one would be due, the rate or the packet's kind forbids it: dropped */
 	REASON_SOURCE_RANGE,   /* the client is in none of the frontend's ranges: dropped */
-	REASON_NOT_SYN,	       /* TCP without SYN and flow, where the choice is not consistent: passed on */
+	REASON_NOT_SYN,	       /* TCP without SYN and flow, whose backend is not sure: passed on */
 	REASON_SNAT_EXHAUSTED, /* no source port is free: dropped */
 	REASON_NO_SOURCE,      /* no node address to translate to: dropped */
 	REASON_NO_ROUTE,       /* dropped */

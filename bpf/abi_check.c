@@ -25,7 +25,7 @@ HAS_SIZE(struct config, 80);
 HAS_SIZE(struct network4_key, 12);
 HAS_SIZE(struct network6_key, 24);
 HAS_SIZE(struct served_ports, 8);
-HAS_SIZE(struct node, 24);
+HAS_SIZE(struct node, 28);
 HAS_SIZE(struct device, 24);
 HAS_SIZE(struct endpoint4_key, 8);
 HAS_SIZE(struct endpoint6_key, 20);

@@ -140,6 +140,11 @@ static __always_inline int opens_connection(const struct packet *p)
 	return p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+static __always_inline int accepts_connection(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
 /* Whether a client's packet may use this flow, or needs a new one. UDP sticks to a backend while that is Serving. */
 static __always_inline int flow_usable(const flow_t *flow, const struct packet *p)
 {
@@ -253,7 +258,10 @@ static __always_inline enum noted flow_note_client(flow_t *flow, const struct pa
 	return NOTED;
 }
 
-/* The same for the backend's side. A reply to what has expired is as good as none. */
+/*
+ * The same for the backend's side. A reply to what has expired is as good as none. So is one to an opening that was not
+ * seen here: a connection past us has the ports of a flow that has closed.
+ */
 static __always_inline enum noted flow_note_backend(flow_t *flow, const struct packet *p)
 {
 	__u32 now = clock_ticks();
@@ -261,6 +269,10 @@ static __always_inline enum noted flow_note_backend(flow_t *flow, const struct p
 	__u8 side = side_with(flow->backend_side, p);
 	flow_t *forward;
 
+	if (accepts_connection(p) && flow_closing(flow)) {
+		flow->seen = now - flow_timeout(flow, p->protocol) - REFRESH_TICKS;
+		return NOTED_EXPIRED;
+	}
 	if (idle < REFRESH_TICKS && side == flow->backend_side)
 		return NOTED;
 	if (idle > (__s32)flow_timeout(flow, p->protocol))
@@ -275,6 +287,22 @@ static __always_inline enum noted flow_note_backend(flow_t *flow, const struct p
 	flow->backend_side = side;
 	flow->seen = now;
 	return NOTED;
+}
+
+/* The client's port goes to a connection that is opened past us: no segment of it may be taken for the flow's. */
+static __always_inline void flow_end(const struct packet *p)
+{
+	flow_t *flow = flow_forward(p), *reply;
+	__u32 now = clock_ticks();
+
+	if (!flow)
+		return;
+	if (flow->flags & FLOW_PAIRED) {
+		reply = flow_partner_reply(flow, p->protocol);
+		if (reply)
+			reply->seen = now - flow_timeout(reply, p->protocol) - REFRESH_TICKS;
+	}
+	flow->seen = now - flow_timeout(flow, p->protocol) - REFRESH_TICKS;
 }
 
 /* ---- counting ---- */

@@ -4,14 +4,14 @@
 #include "send.h"
 #include "served.h"
 
-/* Whether an arriving reply is ours to forward. */
+/* Whether an arriving reply is ours to forward: only where the other direction goes past the stack, too. */
 static __always_inline flow_t *reply_to_route(const struct packet *p)
 {
 	flow_t *flow;
 
 	if (CONFIG(host_routing)) {
 		flow = flow_reply(p);
-		return flow && flow_translates(flow) ? flow : 0;
+		return flow && flow_translates(flow) && flow->flags & (FLOW_ROUTED | FLOW_LOCAL) ? flow : 0;
 	}
 	if (!is_snat_port(p->destination_port))
 		return 0;

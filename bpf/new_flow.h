@@ -58,6 +58,17 @@ static __always_inline void draft_begin(const struct packet *p, flow_t *flow)
 	words_copy(flow->source, &p->source);
 }
 
+/* Whether a connection may have been opened by the rules of another mode, so that conntrack knows it. */
+static __always_inline int others_opened(const struct packet *p)
+{
+	struct node *row;
+
+	if (p->protocol != IPPROTO_TCP || opens_connection(p))
+		return 0;
+	row = node_row();
+	return row && READ_ONCE(row->flags) & NODE_SHARED;
+}
+
 /* Fills the flow's backend. Returns 0, or the verdict on the packet, plus VERDICT_GIVEN. */
 static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 {
@@ -72,6 +83,8 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 		endpoint_key known = endpoint_key_of(&p->destination, p->destination_port, p->protocol);
 		__u32 *id = map_lookup(backend_ids, &known);
 
+		if (!id && opens_connection(p))
+			flow_end(p);
 		if (!id)
 			return VERDICT_GIVEN + packet_pass(p, REASON_NOT_OURS);
 		draft_begin(p, flow);
@@ -81,6 +94,8 @@ static __always_inline int choose_backend(struct packet *p, flow_t *flow)
 		flow->backend_port = p->destination_port;
 		return 0;
 	}
+	if (others_opened(p))
+		return VERDICT_GIVEN + packet_pass(p, REASON_NOT_SYN);
 	if (frontend->flags & (FRONTEND_SCOPED | FRONTEND_SOURCE_RANGES)) {
 		int inside = client_in_cluster(p);
 

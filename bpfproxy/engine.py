@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bpfproxy.diff import diff_keys
 from bpfproxy.errors import BpfproxyError, UnsupportedError
@@ -61,9 +62,12 @@ class Engine:
     """Holds the proxiers by mode. A Service is served by the one that it names (`Service.proxy_mode`), else by
     `default_mode`. For one thread at a time.
 
-    A mode that a Service is the first to name is opened by `open_proxier`, which may raise BpfproxyError. Until an
-    update says `complete`, nothing is deleted: rows that an earlier run left may belong to a Service that the source
-    has not delivered yet.
+    A mode that a Service is the first to name is opened by `open_proxier`, which may raise BpfproxyError. `pause` is
+    called when Services are served by another mode and before the former one lets go of them: a connection that is
+    being opened may have passed where the one decides, and not yet where the other does.
+
+    Until an update says `complete`, nothing is deleted: rows that an earlier run left may belong to a Service that the
+    source has not delivered yet.
     """
 
     def __init__(
@@ -72,12 +76,14 @@ class Engine:
         default_mode: str,
         node: NodeConfig,
         open_proxier: Callable[[str], Proxier] | None = None,
+        pause: Callable[[], None] = lambda: None,
     ) -> None:
         if default_mode not in proxiers:
             raise ValueError(f"expected one of the proxiers {', '.join(proxiers)} as the default, not {default_mode!r}")
         self._tables = {mode: _Tables(proxier) for mode, proxier in proxiers.items()}
         self._default = default_mode
         self._open_proxier = open_proxier
+        self._pause = pause
         self._node = node
         self._node_plan = plan_node(node)
         self._staged_node_plan: NodePlan | None = None
@@ -117,8 +123,14 @@ class Engine:
             return []
         return [mode for mode, tables in self._tables.items() if mode != self._default and not tables.in_use]
 
+    def preceded(self) -> frozenset[Frontend]:
+        """Frontends that are served by a proxier that takes packets before conntrack sees them."""
+        names = {name for tables in self._tables.values() if tables.proxier.precedes_conntrack for name in tables.rows}
+        plans = [plan for name, plan in self._index.plans.items() if name in names]
+        return frozenset(frontend for plan in plans for frontend in plan.frontends)
+
     def release(self, mode: str) -> None:
-        """Let go of a proxier that is not in use."""
+        """Let go of a proxier that is not in use. The others learn of it in the next sync."""
         del self._tables[mode]
 
     @property
@@ -201,10 +213,13 @@ class Engine:
         if prune and not self._pruned:
             if len(everyone) > 1:  # a Service may have moved while nobody looked
                 ops = sum(tables.apply(prune=False) for tables in everyone)
+                self._pause()
             for tables in everyone:
                 tables.compare_all = True
         ops += sum(tables.apply(prune=prune) for tables in everyone)
-        ops += sum(tables.apply(prune=prune) for tables in self._release_moved())
+        if released := self._release_moved():
+            self._pause()
+            ops += sum(tables.apply(prune=prune) for tables in released)
         self._pruned = prune
         return ops
 
@@ -250,10 +265,11 @@ class Engine:
             self._health_checks.pop(name, None)
 
     def _stage_node(self) -> None:
-        if self._node_plan != self._staged_node_plan:
+        plan = replace(self._node_plan, shared=len(self._tables) > 1)
+        if plan != self._staged_node_plan:
             for tables in self._tables.values():
-                tables.stage({None: tables.proxier.render_node(self._node_plan)})
-            self._staged_node_plan = self._node_plan
+                tables.stage({None: tables.proxier.render_node(plan)})
+            self._staged_node_plan = plan
 
     def _release_moved(self) -> list[_Tables]:
         """Take Services that another proxier serves by now from those that they left. Returns the tables concerned."""

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _STATUS_PERIOD: Final = 1.0
 """Least time between two writes of the status file, seconds."""
+_HANDOVER: Final = 0.25
+"""Seconds from when a mode serves what another one has served to when that lets go."""
 _SOURCE_IS_WELL: Final = 60.0
 """A source that ran for so many seconds is started again without much ado."""
 _NUMBER: Final = re.compile(r"\d+")
@@ -124,7 +126,7 @@ class Agent:
         self._addresses = frozenset(await self._in_worker(self._parts.node_addresses))
         self._network = await self._in_worker(self._parts.network)
         gc.disable()  # until the first sync is done: among what is loaded there is no garbage, and much to walk
-        engine = Engine(self._proxiers, default, self._config(), self._open_proxier)
+        engine = Engine(self._proxiers, default, self._config(), self._open_proxier, partial(time.sleep, _HANDOVER))
         await self._in_worker(engine.start)
         emit(log, logging.INFO, "started", version=self.status.version, node=self.status.node, pid=self.status.pid)
         return engine

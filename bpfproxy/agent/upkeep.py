@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Protocol
 
 from bpfproxy.errors import describe
 from bpfproxy.events import emit
+from bpfproxy.model.frontend import Frontend
 from bpfproxy.proxiers.base import Proxier, Tended
 from bpfproxy.runner import Backoff
 from bpfproxy.status import Counters
@@ -30,6 +31,10 @@ class Modes(Protocol):
 
     def unused_modes(self) -> list[str]:
         """Those that serve nothing."""
+        ...
+
+    def preceded(self) -> Collection[Frontend]:
+        """Frontends served by those that take packets before conntrack sees them."""
         ...
 
     def release(self, mode: str) -> None:
@@ -76,7 +81,7 @@ class Upkeep:
         for mode in await self._in_worker(self._modes.unused_modes):
             proxier = self._modes.proxiers[mode]
             try:
-                if not await self._in_worker(proxier.drained):
+                if not await self._in_worker(partial(self._drained, proxier)):
                     if mode not in self._draining:
                         self._draining.add(mode)
                         emit(log, logging.INFO, "draining", proxier=mode)
@@ -90,6 +95,9 @@ class Upkeep:
                 self._tasks.pop(mode).cancel()
             self._draining.discard(mode)
             emit(log, logging.INFO, "cleaned_up", proxier=mode, removed=removed)
+
+    def _drained(self, proxier: Proxier) -> bool:
+        return proxier.drained(self._modes.preceded())
 
     async def _tend_forever(self, mode: str, proxier: Proxier) -> None:
         backoff = self._backoff()

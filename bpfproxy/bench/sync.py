@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from bpfproxy.bench.figures import Aim, Figure, figure
 from bpfproxy.bench.ground import Ground
 from bpfproxy.bench.objects import cluster
 from bpfproxy.model.event import Update
-from bpfproxy.model.frontend import NodePlan, ServicePlan
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 
 if TYPE_CHECKING:
     from bpfproxy.engine import Engine
@@ -77,9 +77,14 @@ class Watched:
         self._inner.activate(complete=complete)
         self.marks.setdefault("activation", _clock() - begin)
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
         """As it is."""
-        return self._inner.drained()
+        return self._inner.precedes_conntrack
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
+        """As it is."""
+        return self._inner.drained(preceded)
 
     def close(self) -> None:
         """As it is."""

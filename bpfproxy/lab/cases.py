@@ -14,11 +14,14 @@ from typing import Literal
 
 import msgspec
 
-from bpfproxy.lab.layout import PLACES, SPOTS, Family
+from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
 from bpfproxy.lab.place import Flow, Protocol
 
-Via = Literal["ClusterIP", "NodePort", "localhost", "ExternalIP", "LoadBalancer"]
-"""The kind of frontend that a client goes by; `localhost` is a NodePort on the loopback address."""
+Via = Literal["ClusterIP", "NodePort", "localhost", "gateway", "other-node", "ExternalIP", "LoadBalancer"]
+"""The kind of frontend that a client goes by. NodePorts: on the main address of the client's own node or gateway
+(`NodePort`), on the loopback address, on the address that is the pods' gateway, on the main one of the other node."""
+
+NODE_PORTS: frozenset[Via] = frozenset(("NodePort", "localhost", "gateway", "other-node"))
 
 Talk = Literal["http", "tcp", "tcp-mapped", "udp", "udp-mapped", "udp-unconnected", "udp-unconnected-mapped"]
 """How a client talks; `mapped`: through a v6 socket to the v4-mapped form of an IPv4 address."""
@@ -66,18 +69,42 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     headless: bool = False
     external_ips: bool = False
+    external_ips_of: str = ""
+    """The node whose own addresses are the external ones."""
     ip_mode: Literal["VIP", "Proxy"] = "VIP"
     source_ranges: tuple[str, ...] = ()
     affinity: int = 0
     """timeoutSeconds of ClientIP, 0 without."""
     internal_policy: Literal["Cluster", "Local"] = "Cluster"
     external_policy: Literal["Cluster", "Local"] = "Cluster"
+    traffic_distribution: str = ""
+    publish_not_ready: bool = False
     scheduler: Literal["random", "round-robin", "maglev"] | None = None
+    proxy_mode: str | None = None
     families: tuple[Family, ...] = (4, 6)
     labels: dict[str, str] = {}
     slice_labels: dict[str, str] = {}
     slices: int = 1
     """EndpointSlices per family over which the endpoints are dealt out."""
+
+
+class Agents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the agents of a lab are set. Cases of the same setting share a lab."""
+
+    detector: bool = True
+    """Whether they know the cluster CIDRs."""
+    nodeport_addresses: tuple[str, ...] = ()
+    masquerade_all: bool = False
+
+    @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        """Ranges of pods that they know."""
+        return CLUSTER_CIDRS if self.detector else ()
+
+    def options(self) -> tuple[str, ...]:
+        """Flags of `bpfproxy run` for what is not a field of `node.Agent`."""
+        ranges = [word for one in self.nodeport_addresses for word in ("--nodeport-addresses", one)]
+        return (*ranges, *(["--masquerade-all"] if self.masquerade_all else []))
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,8 +121,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     via: tuple[Via, ...] = ("ClusterIP", "NodePort", "localhost", "ExternalIP", "LoadBalancer")
     """Kinds of frontends to go by; those that the Service does not have are left out."""
     talks: tuple[Talk, ...] = ("tcp", "udp", "udp-unconnected")
-    detector: bool = True
-    """Whether the agents know the cluster CIDRs."""
+    agents: Agents = Agents()
     expect: dict[str, str] = {}
     """What must come out, written by hand, to check the oracle by: `VIA CLIENT` to the places that answer, `refused`,
     `dropped`, `unreachable` or `untouched`. A bare client stands for every kind of frontend."""
@@ -109,7 +135,9 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "ClusterIP": not service.headless and service.type != "ExternalName",
             "NodePort": service.type in ("NodePort", "LoadBalancer"),
             "localhost": service.type in ("NodePort", "LoadBalancer"),
-            "ExternalIP": service.external_ips,
+            "gateway": service.type in ("NodePort", "LoadBalancer"),
+            "other-node": service.type in ("NodePort", "LoadBalancer"),
+            "ExternalIP": service.external_ips or bool(service.external_ips_of),
             "LoadBalancer": service.type == "LoadBalancer",
         }
         return tuple(via for via in self.via if has[via])
@@ -120,14 +148,22 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def vip(self, via: Via, family: Family) -> str:
         """The Service's address of a kind."""
+        if via == "ExternalIP" and self.service.external_ips_of:
+            return SPOTS[self.service.external_ips_of].address(family)
         return str(ip_address(_RANGES[via, family]) + self.number)
 
     def frontend(self, via: Via, port: Port, client: str, family: Family) -> tuple[str, int]:
-        """Address and port to which a client goes; a NodePort is that of its own node, or of its gateway."""
-        if via == "localhost":
-            return "127.0.0.1" if family == 4 else "::1", self.node_port(port)
-        if via == "NodePort":
-            return SPOTS[PLACES[client].entry].address(family), self.node_port(port)
+        """Address and port to which a client goes."""
+        node = PLACES[client].entry
+        match via:
+            case "localhost":
+                return "127.0.0.1" if family == 4 else "::1", self.node_port(port)
+            case "NodePort":
+                return SPOTS[node].address(family), self.node_port(port)
+            case "gateway":
+                return NODES[node].gateway(family), self.node_port(port)
+            case "other-node":
+                return SPOTS[other_node(node)].address(family), self.node_port(port)
         return self.vip(via, family), port.port
 
 
@@ -141,16 +177,32 @@ class Probe(msgspec.Struct, frozen=True):
     family: Family
     talk: Talk
 
+    @property
+    def entry(self) -> str:
+        """The node that judges it: the first one by which it comes whose proxier knows its frontend."""
+        client = PLACES[self.client]
+        if self.via == "other-node":
+            return other_node(client.entry)
+        if self.via == "ExternalIP" and client.kind == "client":
+            return self.case.service.external_ips_of or client.entry
+        return client.entry
+
     def flow(self, timeout: float = 2.0) -> Flow:
         """The flow that a place is to send."""
         mapped = self.talk.endswith("-mapped")
         protocol: Protocol = self.talk.removesuffix("-mapped")  # type: ignore[assignment]
         to = self.case.frontend(self.via, self.port, self.client, self.family)
-        return Flow(protocol, to, 6 if mapped else self.family, timeout)
+        return Flow(protocol, to, 6 if mapped else self.family, timeout, told=True)
 
     def __str__(self) -> str:
         address, port = self.case.frontend(self.via, self.port, self.client, self.family)
         return f"{self.case.name}: {self.talk} from {self.client} to {self.via} {address} port {port}"
+
+
+def other_node(node: str) -> str:
+    """The node that is not this one."""
+    [other] = NODES.keys() - {node}
+    return other
 
 
 def probes(case: Case, family: Family) -> Iterator[Probe]:

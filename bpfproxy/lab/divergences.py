@@ -10,9 +10,14 @@ Divergence = Literal[
     "told-at-connect",
     "no-masquerade-of-sockets",
     "masquerade-without-detector",
+    "errors-about-backends",
     "no-loopback-node-ports",
+    "primary-node-ports",
     "address-of-the-node",
     "accepts-first",
+    "refused-by-reset",
+    "path-of-the-proxy",
+    "affinity-outlives-its-window",
 ]
 
 REASONS: Final[dict[Divergence, str]] = {
@@ -25,10 +30,20 @@ REASONS: Final[dict[Divergence, str]] = {
     " through the node",
     "masquerade-without-detector": "ebpf: where the node does not know pods by their addresses, clients of a ClusterIP"
     " are masqueraded towards other nodes, or the answers would go past the node",
+    "errors-about-backends": "ebpf: a socket's ICMP errors are about what was sent, and that is to the backend; no hook"
+    " sees what programs read of them (IP_RECVERR)",
     "no-loopback-node-ports": "127.0.0.1 and ::1 cannot be routed off the loopback device: ipvs and nftables have no"
     " NodePorts there, iptables those of IPv4",
+    "primary-node-ports": "nftables: unless ranges are given, NodePorts answer on the node's primary addresses alone;"
+    " ports of other devices are left to programs",
     "address-of-the-node": "userspace: the connection to the backend is the proxy's own",
     "accepts-first": "userspace: the proxy takes a connection before it has one to a backend, and does not hear of"
     " refused datagrams in time",
+    "refused-by-reset": "userspace: a reset ends a connect at once, where an ICMP error may get lost to a socket that"
+    " is about to send",
+    "path-of-the-proxy": "userspace: beyond the node packets are the proxy's own, so a client is not told that its own"
+    " are too big there",
+    "affinity-outlives-its-window": "ipvs: the kernel keeps an affinity for as long as it remembers one of its"
+    " connections, minutes after the end of it",
 }
 """Each with its reason."""

@@ -56,6 +56,10 @@ class NodeNet:
     gateway4: str
     gateway6: str
 
+    def gateway(self, family: Family) -> str:
+        """The address of the node's end of every pod's veth."""
+        return self.gateway4 if family == 4 else self.gateway6
+
 
 NODES = {
     "node1": NodeNet("node1", "zone-a", "10.244.1.0/24", "fd00:10:244:1::/64", "10.244.1.1", "fd00:10:244:1::1"),

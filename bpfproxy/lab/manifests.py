@@ -67,20 +67,25 @@ def service(case: Case) -> Object:
             "ipFamilies": [f"IPv{family}" for family in about.families],
             "internalTrafficPolicy": about.internal_policy,
         }
-    if about.external_ips:
+    if about.external_ips or about.external_ips_of:
         spec["externalIPs"] = [case.vip("ExternalIP", family) for family in about.families]
-    if about.type in ("NodePort", "LoadBalancer") or about.external_ips:
+    if about.type in ("NodePort", "LoadBalancer") or "externalIPs" in spec:
         spec["externalTrafficPolicy"] = about.external_policy
     if about.source_ranges:
         spec["loadBalancerSourceRanges"] = list(about.source_ranges)
+    if about.traffic_distribution:
+        spec["trafficDistribution"] = about.traffic_distribution
+    if about.publish_not_ready:
+        spec["publishNotReadyAddresses"] = True
     if about.affinity:
         spec["sessionAffinity"] = "ClientIP"
         spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": about.affinity}}
     metadata = _name(case)
     if about.labels:
         metadata["labels"] = dict(about.labels)
-    if about.scheduler:
-        metadata["annotations"] = {"bpfproxy.io/scheduler": about.scheduler}
+    annotations = {"bpfproxy.io/scheduler": about.scheduler, "bpfproxy.io/proxy-mode": about.proxy_mode}
+    if chosen := {name: value for name, value in annotations.items() if value}:
+        metadata["annotations"] = chosen
     made: Object = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
     if about.type == "LoadBalancer":
         addresses = [case.vip("LoadBalancer", family) for family in about.families]

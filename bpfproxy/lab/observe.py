@@ -8,11 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 from bpfproxy.lab import oracle
 from bpfproxy.lab.cases import Probe
+from bpfproxy.lab.layout import SPOTS
 from bpfproxy.lab.oracle import Expected, Mode
 from bpfproxy.lab.place import Outcome, Place, Reply
 
 _PER_PLACE = 16
 """Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
+
+
+_TIMEOUTS = 3
+"""Requests without an answer after which a probe ends: it differs already, and to wait for the rest takes minutes."""
 
 
 def send_all(
@@ -48,7 +53,7 @@ def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[
         # One refusal of TCP may take a second: the first comes back while connect() still holds the socket.
         return place.request(probe.flow(), sockets=1 if expected.by_packet else 4)
     sockets = 4 if expected.sticky else _PER_PLACE * len(expected.places)
-    return place.request(probe.flow(), sockets=sockets, per_socket=_per_socket(probe))
+    return place.request(probe.flow(), sockets=sockets, per_socket=_per_socket(probe), most_timeouts=_TIMEOUTS)
 
 
 def _per_socket(probe: Probe) -> int:
@@ -60,8 +65,10 @@ def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> li
     if expected.answer == "untouched":
         return [f"answered, though it is no frontend: {one}" for one in outcomes if one.reply]
     if expected.answer != "answered":
-        wrong = {one.error or f"answer of {one.reply}" for one in outcomes} - expected.errors
-        return [f"outcome: {one}, not {' or '.join(sorted(expected.errors))}" for one in sorted(wrong)]
+        strange = [one for one in outcomes if not _past_the_node(probe, expected, one)]
+        wrong = {one.error or f"answer of {one.reply}" for one in strange} - expected.errors
+        found = [f"outcome: {one}, not {' or '.join(sorted(expected.errors))}" for one in sorted(wrong)]
+        return found + _refusals(expected, outcomes)
     failed = Counter(one.error for one in outcomes if one.error)
     if failed:
         return [f"{failed.total()} of {len(outcomes)} requests failed: {dict(failed)}"]
@@ -71,6 +78,23 @@ def differences(probe: Probe, expected: Expected, outcomes: list[Outcome]) -> li
         *_sources(expected, replies),
         *_unlike("peer as the client sees it", expected.peer, [one.peer for one in outcomes]),
         *_places(probe, expected, [reply.place for reply in replies]),
+    ]
+
+
+def _past_the_node(probe: Probe, expected: Expected, outcome: Outcome) -> bool:
+    """An answer that came the straight way. An unconnected socket takes it, from somebody to whom it never spoke."""
+    if outcome.reply is None or outcome.reply.place not in expected.lost:
+        return False
+    return outcome.peer == (SPOTS[outcome.reply.place].address(probe.family), expected.port)
+
+
+def _refusals(expected: Expected, outcomes: Iterable[Outcome]) -> list[str]:
+    refused = [one for one in outcomes if one.error == oracle.ERRORS["refused"]]
+    ways = [one.by for one in refused] if expected.refused_by else []
+    strange = {one.about for one in refused if one.about} - expected.about
+    return [
+        *_unlike("refused by", expected.refused_by, ways),
+        *(f"an ICMP error about {one}, not {sorted(expected.about)}" for one in sorted(strange)),
     ]
 
 

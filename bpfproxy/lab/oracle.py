@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal
 
-from bpfproxy.lab.cases import Case, Endpoint, Probe
+from bpfproxy.lab.cases import NODE_PORTS, Case, Endpoint, Probe
 from bpfproxy.lab.divergences import Divergence
 from bpfproxy.lab.layout import NODES, PLACES, SERVED_PORTS, SPOTS, Spot
+from bpfproxy.lab.place import Refuser
 
 Mode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
 """A proxier; `kube-proxy` is judged as one of its mode."""
@@ -47,6 +48,10 @@ class Expected:
     """Whom the server in each place may see: the client's own address, or one of a node's."""
     errors: frozenset[str] = frozenset()
     """What the client's socket may say if it is turned away."""
+    refused_by: Refuser = ""
+    """How ECONNREFUSED comes about; empty: in any way."""
+    about: frozenset[tuple[str, int]] = frozenset()
+    """Whom an ICMP error may be about, in the client's view: the frontend, not a backend."""
     by_packet: bool = False
     """No hook sees the client."""
     sticky: bool = False
@@ -54,7 +59,7 @@ class Expected:
     even: bool = False
     """Places take turns."""
     lost: frozenset[str] = frozenset()
-    """Where requests come to whose answers do not find the way back."""
+    """Where requests come to that are refused there, or whose answers do not find the way back."""
     divergences: frozenset[Divergence] = frozenset()
     """Where this is not what the page says."""
 
@@ -68,7 +73,7 @@ def masquerades(probe: Probe, server: Spot, mode: Mode) -> bool:
     """Whether the client's address is to be replaced on the way to a server. What comes from elsewhere and is delivered
     on the node itself is not sent on."""
     judge = _Judge(probe, mode)
-    delivered = server.name == judge.client.entry and judge.client.kind != "node"
+    delivered = server.name == judge.entry and judge.client.kind != "node"
     return judge.masqueraded(server) and not delivered
 
 
@@ -81,9 +86,12 @@ class _Judge:
         self.case = probe.case
         self.service = probe.case.service
         self.client = PLACES[probe.client]
-        self.by_packet = mode != "ebpf" or self.client.kind == "client" or bool(self.client.home)
-        kind = self.client.kind
-        self.inside = kind == "node" or (kind == "pod" and probe.case.detector)
+        self.entry = probe.entry
+        hooked = self.client.kind != "client" and not self.client.home and self.entry == self.client.entry
+        self.by_packet = mode != "ebpf" or not hooked
+        self.is_node = self.client.name == self.entry
+        """Whether the client is the node that judges it."""
+        self.inside = self.is_node or (self.client.kind == "pod" and probe.case.agents.detector)
         """Whether the client counts as one in the cluster: pods do if the agent can tell them (9)."""
         self.divergences: set[Divergence] = set()
 
@@ -94,18 +102,17 @@ class _Judge:
             return self.turned_away("dropped")
         usable = self.usable()
         if isinstance(usable, str):
-            return self.turned_away(usable)
+            return self.no_endpoint() if usable == "refused" else self.turned_away(usable)
         probe, service = self.probe, self.service
         if probe.port.target not in SERVED_PORTS:
-            return self.closed_port()
+            return self.closed_port(self.places(usable))
         if all(self.answers_past_the_node(SPOTS[endpoint.at]) for endpoint in usable):
             return replace(self.turned_away("dropped"), lost=self.places(usable), port=probe.port.target)
-        address, port = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
         return Expected(
             "answered",
             self.places(usable),
             probe.port.target,
-            peer=(f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port),
+            peer=self.frontend(),
             sources={endpoint.at: self.sources(SPOTS[endpoint.at]) for endpoint in usable},
             by_packet=self.by_packet,
             sticky=service.affinity > 0,  # 15
@@ -118,24 +125,50 @@ class _Judge:
     def places(usable: Iterable[Endpoint]) -> frozenset[str]:
         return frozenset(endpoint.at for endpoint in usable)
 
-    def turned_away(self, answer: Answer) -> Expected:
-        datagrams = self.by_packet and self.probe.talk.startswith("udp")
-        # An unconnected socket is not told of ICMP errors.
-        told = not (datagrams and self.probe.talk.startswith("udp-unconnected"))
-        errors = {ERRORS.get(answer, "") if told else "TIMEOUT"}
-        if datagrams and self.client.kind == "node":
+    def frontend(self) -> tuple[str, int]:
+        """As the client's socket shows it."""
+        probe = self.probe
+        address, port = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
+        return f"::ffff:{address}" if probe.talk.endswith("-mapped") else address, port
+
+    def turned_away(self, answer: Answer, by: Refuser = "") -> Expected:
+        errors = {ERRORS.get(answer, "")}
+        if self.by_packet and self.probe.talk.startswith("udp") and self.is_node:
             errors.add("EPERM")  # a rule of the sender's own node stops a datagram while it is being sent
         return Expected(
-            answer, errors=frozenset(errors), by_packet=self.by_packet, divergences=frozenset(self.divergences)
+            answer,
+            errors=frozenset(errors),
+            refused_by=by,
+            about=frozenset((self.frontend(),)),
+            by_packet=self.by_packet,
+            divergences=frozenset(self.divergences),
         )
 
-    def closed_port(self) -> Expected:
-        """Nobody listens on the target: the backend's own refusal comes back."""
-        if self.mode != "userspace":
-            return self.turned_away("refused")
-        self.divergences.add("accepts-first")
-        error = "TIMEOUT" if self.probe.talk.startswith("udp") else "ECONNRESET"
-        return Expected("refused", errors=frozenset((error,)), by_packet=True, divergences=frozenset(self.divergences))
+    def no_endpoint(self) -> Expected:
+        """Refused by the first who knows (11)."""
+        if not self.by_packet:
+            return self.turned_away("refused", "hook")
+        if self.mode == "userspace" and not self.probe.talk.startswith("udp"):
+            self.divergences.add("refused-by-reset")
+            return self.turned_away("refused", "reset")
+        return self.turned_away("refused", "icmp")
+
+    def closed_port(self, places: frozenset[str]) -> Expected:
+        """Nobody listens on the target: the backend's own refusal comes back, about the frontend."""
+        datagrams, target = self.probe.talk.startswith("udp"), self.probe.port.target
+        if self.mode == "userspace":
+            self.divergences.add("accepts-first")
+            found = self.turned_away("refused")
+            found = replace(found, errors=frozenset(("TIMEOUT" if datagrams else "ECONNRESET",)))
+        elif datagrams and not self.by_packet:
+            self.divergences.add("errors-about-backends")
+            addresses = (SPOTS[place].address(self.probe.family) for place in places)
+            mapped = "::ffff:" if self.probe.talk.endswith("-mapped") else ""
+            about = frozenset((f"{mapped}{address}", target) for address in addresses)
+            found = replace(self.turned_away("refused", "icmp"), about=about)
+        else:
+            found = self.turned_away("refused", "icmp" if datagrams else "reset")
+        return replace(found, lost=places, port=target)
 
     def has_frontend(self) -> bool:
         probe, service = self.probe, self.service
@@ -148,14 +181,28 @@ class _Judge:
             or (probe.via == "localhost" and self.client.kind != "node")  # 14: the pod's own loopback
         ):
             return False
+        if probe.via in NODE_PORTS and not self.has_node_ports():
+            return False
         if probe.via == "localhost" and probe.family not in _LOOPBACK_NODE_PORTS.get(self.mode, ()):
             self.divergences.add("no-loopback-node-ports")
             return False
         return True
 
+    def has_node_ports(self) -> bool:
+        """Whether NodePorts answer on the address by which the client comes (14)."""
+        probe, selectors = self.probe, self.case.agents.nodeport_addresses
+        if not selectors:
+            if probe.via == "gateway" and self.mode == "nftables":
+                self.divergences.add("primary-node-ports")
+                return False
+            return True
+        address, _ = self.case.frontend(probe.via, probe.port, probe.client, probe.family)
+        primary = address == SPOTS[self.entry].address(probe.family)
+        return any(primary if one == "primary" else ip_address(address) in ip_network(one) for one in selectors)
+
     def usable(self) -> list[Endpoint] | Answer:
         """Endpoints that may answer, or how the client is turned away."""
-        entry = self.client.entry
+        entry = self.entry
         everywhere = _cluster_set(self.case, entry)
         local = _fallback([endpoint for endpoint in _endpoints(self.case) if SPOTS[endpoint.at].node == entry])  # 2
         if self.probe.via == "ClusterIP":
@@ -197,7 +244,7 @@ class _Judge:
             if not self.masqueraded(server):
                 return own
             # What is delivered on the node does not leave it.
-            return own if server.name == self.client.entry else self.of_the_node(server)
+            return own if server.name == self.entry else self.of_the_node(server)
         if not self.by_packet:
             if self.masqueraded(server):
                 self.divergences.add("no-masquerade-of-sockets")
@@ -206,11 +253,12 @@ class _Judge:
         if self.client.v4 == server.v4:
             return self.of_the_node(server)
         if not self.masqueraded(server):
-            if self.probe.via != "ClusterIP" or self.case.detector or server.node == self.client.entry:
+            if self.probe.via != "ClusterIP" or self.case.agents.detector or server.node == self.entry:
                 return own
             self.divergences.add("masquerade-without-detector")
             return self.of_the_node(server)
-        if server.node == self.client.entry:
+        everything = self.probe.via == "ClusterIP" and self.case.agents.masquerade_all
+        if server.node == self.entry and not everything:
             self.divergences.add("address-kept")
             return own
         return self.of_the_node(server)
@@ -220,24 +268,24 @@ class _Judge:
         knows nothing of the server. Hooks and eBPF's packet level see to it that it does not."""
         if self.mode in ("ebpf", "userspace") or self.client.kind != "client":
             return False
-        return server.node != self.client.entry and not self.masqueraded(server)
+        return server.node != self.entry and not self.masqueraded(server)
 
     def masqueraded(self, server: Spot) -> bool:
         """By the page: hairpin (12), clients that are not local-detected (7), external addresses (8), the node (9)."""
         if self.client.v4 == server.v4 and self.client.kind == "pod":
             return True
         if self.probe.via == "ClusterIP":
-            return self.case.detector and self.client.kind != "pod"
-        return self.service.external_policy == "Cluster" or self.client.kind == "node"
+            agents = self.case.agents
+            return agents.masquerade_all or (agents.detector and self.client.kind != "pod")
+        return self.service.external_policy == "Cluster" or self.is_node
 
     def of_the_node(self, server: Spot) -> frozenset[str]:
         """The addresses that the client's node may show towards a server: that of the device by which packets leave, or
         the node's own."""
-        node, family = SPOTS[self.client.entry], self.probe.family
+        node, family = SPOTS[self.entry], self.probe.family
         if server.node != node.name:
             return frozenset((node.address(family),))
-        net = NODES[node.name]
-        return frozenset((net.gateway4 if family == 4 else net.gateway6, node.address(family)))
+        return frozenset((NODES[node.name].gateway(family), node.address(family)))
 
 
 def _endpoints(case: Case) -> tuple[Endpoint, ...]:

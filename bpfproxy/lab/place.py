@@ -20,6 +20,10 @@ from bpfproxy.lab.wait import PATIENCE
 
 Protocol = Literal["http", "tcp", "udp", "udp-unconnected"]
 
+Refuser = Literal["", "hook", "icmp", "reset"]
+"""How ECONNREFUSED came about: the call itself failed and nothing was sent; an ICMP error; a TCP reset. Empty: the
+socket was not asked, or says something else."""
+
 PROJECT = Path(__file__).parents[2]
 
 
@@ -39,6 +43,11 @@ class Outcome(msgspec.Struct, frozen=True):
     peer: tuple[str, int] | None = None
     """Whom the client talked to in its own view: getpeername(), or recvfrom()'s source; v4-mapped on v6 sockets."""
     error: str = ""
+    by: Refuser = ""
+    about: tuple[str, int] | None = None
+    """To whom what an ICMP error is about was sent, in the client's view."""
+    seconds: float = 0.0
+    """What it took, from connect() on for the first request of a socket."""
 
 
 class Transferred(msgspec.Struct, frozen=True):
@@ -84,6 +93,8 @@ class Flow:
     """Address and port to bind to first."""
     whole: bool = False
     """Datagrams that are too long for the path are an error (EMSGSIZE), and not cut into fragments."""
+    told: bool = False
+    """The socket asks for ICMP errors, of which unconnected ones hear nothing else, and says how it was refused."""
 
     def arguments(self) -> dict[str, Any]:
         """As a peer takes them."""
@@ -95,6 +106,7 @@ class Flow:
             "timeout": self.timeout,
             "source": self.source,
             "whole": self.whole,
+            "told": self.told,
         }
 
 
@@ -233,12 +245,15 @@ class Place:
             raise PlaceError(f"{self.name}: {op}: {answer['error']}")
         return answer["result"]
 
-    def request(self, flow: Flow, *, sockets: int = 1, per_socket: int = 1, together: bool = False) -> list[Outcome]:
+    def request(
+        self, flow: Flow, *, sockets: int = 1, per_socket: int = 1, together: bool = False, most_timeouts: int = 0
+    ) -> list[Outcome]:
         """Requests on `sockets` new sockets, one after the other or all at once, `per_socket` on each; outcomes in
-        their order."""
+        their order. Those after each other end with the socket on which `most_timeouts`, if any, is reached."""
         within = 10 + flow.timeout * sockets * (per_socket + 1)
         counts = {"sockets": sockets, "per_socket": per_socket}
-        results = self.call("request", within=within, flow=flow.arguments(), **counts, together=together)
+        how = {"together": together, "most_timeouts": most_timeouts}
+        results = self.call("request", within=within, flow=flow.arguments(), **counts, **how)
         return msgspec.convert(results, list[Outcome])
 
     def transfer(self, flow: Flow, size: int) -> Transferred:

@@ -67,12 +67,12 @@ class Scene:
 
     def flow(self, timeout: float = 2.0, *, whole: bool = False, **how: Unpack[How]) -> Flow:
         """A flow to a frontend."""
-        return replace(self.probe(**how).flow(timeout), whole=whole)
+        return replace(self.probe(**how).flow(timeout), whole=whole, told=False)
 
     def ask(self, sockets: int = 1, timeout: float = 2.0, **how: Unpack[How]) -> list[Outcome]:
         """Requests, each on a socket of its own."""
         probe = self.probe(**how)
-        return self.lab.places[probe.client].request(probe.flow(timeout), sockets=sockets)
+        return self.lab.places[probe.client].request(replace(probe.flow(timeout), told=False), sockets=sockets)
 
     def transfer(self, size: int, timeout: float = 30.0, **how: Unpack[How]) -> Transferred:
         """Some bytes to the Service and as many back."""

@@ -173,3 +173,5 @@ class NodePlan(Struct, frozen=True):
     """What is done on which device, by index."""
     route_generation: int = 0
     """Another one: next hops that the datapath remembers may be wrong. 0: routes are not followed."""
+    shared: bool = False
+    """More than one proxy mode is on the node, serving or with connections that it has opened."""

@@ -1,4 +1,5 @@
-"""Ends UDP flows whose endpoint no longer serves (rule 16), by conntrack's netlink interface.
+"""Flows of the kernel's conntrack, by its netlink interface: ends those of UDP whose endpoint no longer serves (rule
+16), and tells whether TCP connections that were translated go on.
 
 A UDP flow has no end of its own: as long as the client sends, conntrack goes on translating to the endpoint that was
 chosen at first, also when that is long gone.
@@ -7,7 +8,8 @@ chosen at first, also when that is long gone.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple, NFCTSocket
 
 from bpfproxy.errors import DatapathError
 from bpfproxy.model.address import ANY4, ANY6, Address, Family, family_of, format_address, parse_address
+from bpfproxy.model.frontend import Frontend
 from bpfproxy.model.service import Protocol
 
 Endpoint = tuple[Address, int]
@@ -30,6 +33,12 @@ _FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _AF: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _VERSION: Final = {4: "V4", 6: "V6"}
 _ENOENT: Final = 2
+_DST_NAT: Final = 1 << 5
+"""Of a connection's status."""
+_TIME_WAIT: Final = 7
+"""Of the states of TCP, in which all before this one are those of connections that last."""
+_PAUSE: Final = 5.0
+"""Seconds."""
 
 
 class Flow(Struct, frozen=True, gc=False):
@@ -61,6 +70,54 @@ def delete_stale(serving: Mapping[Endpoint, frozenset[Endpoint]]) -> int:
     except (NetlinkError, OSError) as error:
         raise DatapathError(f"conntrack: {error}") from error
     return deleted
+
+
+class Connections:
+    """TCP connections whose destination was translated, in the network namespace of the calling thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._ask_again = 0.0
+
+    def lead_to(self, frontends: Iterable[Frontend]) -> bool:
+        """Whether a client goes on to send to one of these. A positive answer holds for some seconds, since looking
+        takes the longer the more connections there are. Raises DatapathError."""
+        if self._clock() < self._ask_again:
+            return True
+        wanted = {(one.address, one.port) for one in frontends if one.protocol is Protocol.TCP}
+        try:
+            found = any(_connected(family, wanted) for family in _FAMILIES)
+        except (NetlinkError, OSError) as error:
+            raise DatapathError(f"conntrack: {error}") from error
+        if found:
+            self._ask_again = self._clock() + _PAUSE
+        return found
+
+
+def _connected(family: Family, wanted: Collection[Endpoint]) -> bool:
+    mine = {endpoint for endpoint in wanted if family_of(endpoint[0]) == family}
+    if not mine:
+        return False
+    wildcard = ANY4 if family == 4 else ANY6
+    tcp = NFCTAttrTuple(_AF[family], proto=Protocol.TCP.value)
+    with closing(NFCTSocket(nfgen_family=_AF[family])) as conntrack:
+        for message in conntrack.dump(tuple_orig=tcp, status=_DST_NAT, status_mask=_DST_NAT):
+            if _translated(message) and _lasts(message):
+                _, to = _ends(message.get_attr("CTA_TUPLE_ORIG"), family)
+                if to in mine or (wildcard, to[1]) in mine:
+                    return True
+    return False
+
+
+def _translated(message: Any) -> bool:
+    """Kernels before 5.15 send all connections."""
+    return bool(message.get_attr("CTA_STATUS") & _DST_NAT)
+
+
+def _lasts(message: Any) -> bool:
+    """Not when both sides have closed."""
+    state = message.get_nested("CTA_PROTOINFO", "CTA_PROTOINFO_TCP", "CTA_PROTOINFO_TCP_STATE")
+    return state is not None and 0 < state < _TIME_WAIT
 
 
 def problem() -> str:

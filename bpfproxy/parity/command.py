@@ -21,7 +21,8 @@ from bpfproxy.parity import report as reports
 from bpfproxy.parity import show
 from bpfproxy.parity.report import CaseAbout, Report
 from bpfproxy.parity.run import MODES, run_mode
-from bpfproxy.parity.scenarios import SCENARIOS, Scenario
+from bpfproxy.parity.scenarios import SCENARIOS
+from bpfproxy.parity.stage import Scenario
 
 
 def all_cases() -> list[Case | Scenario]:
@@ -62,7 +63,7 @@ def parity(
     runs, cells = [], []
     for mode in _modes(modes):
         # On a terminal one line that changes, elsewhere a line each.
-        with console.status(f"{mode} …") if console.is_terminal else contextlib.nullcontext() as status:
+        with console.status(f"{mode} …") if sys.stderr.isatty() else contextlib.nullcontext() as status:
             run, found = run_mode(mode, wanted, loader=loader, say=status.update if status else _say)
         runs.append(run)
         cells += found

@@ -17,6 +17,24 @@ Verdict = Literal["same", "diverges", "differs", "missing"]
 FORMAT: Final = 1
 
 
+class Seen(Struct, frozen=True, omit_defaults=True):
+    """What came of one kind of traffic."""
+
+    client: str
+    via: str
+    to: tuple[str, int]
+    talk: str
+    outcomes: dict[str, int]
+    """How many requests each place answered; of those that failed, by the error's name and, of refusals, by what:
+    `ECONNREFUSED by icmp`, `... by reset`, `... by hook` (the call itself failed)."""
+    slowest: float
+    """Seconds that the slowest request took."""
+    clients: dict[str, list[str]] = {}
+    """Addresses of the client as the server in each place saw them."""
+    peers: list[str] = []
+    """Addresses that the client saw itself talk to, or was told of an error about."""
+
+
 class Cell(Struct, frozen=True):
     """One case in one mode."""
 
@@ -29,6 +47,7 @@ class Cell(Struct, frozen=True):
     divergences: tuple[Divergence, ...] = ()
     """Documented ones that showed, in the order of their names."""
     seconds: float = 0.0
+    seen: tuple[Seen, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -8,17 +8,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, get_args
 
+import msgspec
+
 from bpfproxy.lab import cases, manifests, observe
-from bpfproxy.lab.cases import Case, Probe
+from bpfproxy.lab.cases import Agents, Case, Probe
 from bpfproxy.lab.divergences import Divergence
 from bpfproxy.lab.lab import Lab
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
+from bpfproxy.lab.layout import NODES
 from bpfproxy.lab.node import AgentError, LoaderName, packet_level
 from bpfproxy.lab.oracle import Expected, Mode
 from bpfproxy.lab.place import Outcome
-from bpfproxy.parity import scenarios, shares
-from bpfproxy.parity.report import Cell, ModeRun
-from bpfproxy.parity.scenarios import Scenario
+from bpfproxy.parity import shares, stage
+from bpfproxy.parity.report import Cell, ModeRun, Seen
+from bpfproxy.parity.stage import Scenario
 
 MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 
@@ -35,16 +37,16 @@ def run_mode(
     kernel = platform.release()
     cells: list[Cell] = []
     try:
-        for detector in (True, False):
-            mine = [one for one in wanted if one.detector is detector]
-            if mine:
-                cells += _run_lab(mode, mine, loader, say)
+        for agents in dict.fromkeys(one.agents for one in wanted):
+            cells += _run_lab(mode, agents, [one for one in wanted if one.agents == agents], loader, say)
     except AgentError as error:
         return ModeRun(mode, kernel, missing=_reason(error)), []
     return ModeRun(mode, kernel), cells
 
 
-def _run_lab(mode: Mode, wanted: Sequence[Case | Scenario], loader: LoaderName, say: Say) -> Iterator[Cell]:
+def _run_lab(
+    mode: Mode, agents: Agents, wanted: Sequence[Case | Scenario], loader: LoaderName, say: Say
+) -> Iterator[Cell]:
     xdp = [node for node, way in _EBPF.items() if way == "xdp"] if mode == "ebpf" else []
     with Lab(xdp=xdp, unhooked=True) as lab:
         say(f"{mode}: lab {lab.lab_id}")
@@ -54,15 +56,16 @@ def _run_lab(mode: Mode, wanted: Sequence[Case | Scenario], loader: LoaderName, 
             if isinstance(one, Case):
                 manifests.write(directory, one.name, manifests.objects(one))
         for node in NODES:
-            options = ("--proxy-mode", mode, *(packet_level(_EBPF[node]) if mode == "ebpf" else ()))
-            cidrs = CLUSTER_CIDRS if wanted[0].detector else ()
-            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cidrs, options=options).launch()
+            level = packet_level(_EBPF[node]) if mode == "ebpf" else ()
+            options = ("--proxy-mode", mode, *level, *agents.options())
+            how = {"loader": loader, "cluster_cidrs": agents.cluster_cidrs, "options": options}
+            lab.agent(node, manifests=directory, **how).launch()
         for agent in lab.agents.values():
             agent.wait_ready()
         cells = []
         for one in wanted:
             begin = time.monotonic()
-            cell = _case(lab, mode, one) if isinstance(one, Case) else scenarios.play(lab, mode, one)
+            cell = _case(lab, mode, one) if isinstance(one, Case) else stage.play(lab, mode, one)
             cells.append(_timed(cell, time.monotonic() - begin))
             say(f"{mode}: {one.name}: {cells[-1].verdict}")
     yield from cells
@@ -71,17 +74,38 @@ def _run_lab(mode: Mode, wanted: Sequence[Case | Scenario], loader: LoaderName, 
 def _case(lab: Lab, mode: Mode, case: Case) -> Cell:
     differences: list[str] = []
     divergences: set[Divergence] = set()
-    sent = 0
+    seen: list[Seen] = []
     for family in (4, 6):
         probes = [*cases.probes(case, family), *cases.outside_probes(case, family)]
         results = observe.send_all(lab.places, probes, mode)
-        sent += len(results)
         for probe, expected, outcomes in results:
             found = observe.differences(probe, expected, outcomes)
             differences += [f"{probe}: {line}" for line in found]
             divergences |= expected.divergences
+            seen.append(_seen(probe, outcomes))
         differences += _unfair(case, results)
-    return Cell(case.name, mode, sent, tuple(differences), tuple(sorted(divergences)))
+    return Cell(case.name, mode, len(seen), tuple(differences), tuple(sorted(divergences)), seen=tuple(seen))
+
+
+def _seen(probe: Probe, outcomes: Sequence[Outcome]) -> Seen:
+    replies = [one.reply for one in outcomes if one.reply]
+    clients: defaultdict[str, set[str]] = defaultdict(set)
+    for reply in replies:
+        clients[reply.place].add(reply.peer[0])
+    return Seen(
+        client=probe.client,
+        via=probe.via,
+        to=probe.flow().to,
+        talk=probe.talk,
+        outcomes=Counter(one.reply.place if one.reply else _failure(one) for one in outcomes),
+        slowest=round(max(one.seconds for one in outcomes), 6),
+        clients={place: sorted(addresses) for place, addresses in clients.items()},
+        peers=sorted({peer[0] for one in outcomes if (peer := one.peer or one.about)}),
+    )
+
+
+def _failure(outcome: Outcome) -> str:
+    return f"{outcome.error} by {outcome.by}" if outcome.by else outcome.error
 
 
 def _unfair(case: Case, results: Iterable[tuple[Probe, Expected, list[Outcome]]]) -> Iterator[str]:
@@ -98,7 +122,7 @@ def _unfair(case: Case, results: Iterable[tuple[Probe, Expected, list[Outcome]]]
 
 
 def _timed(cell: Cell, seconds: float) -> Cell:
-    return Cell(cell.case, cell.mode, cell.probes, cell.differences, cell.divergences, round(seconds, 3))
+    return msgspec.structs.replace(cell, seconds=round(seconds, 3))
 
 
 def _reason(error: AgentError) -> str:

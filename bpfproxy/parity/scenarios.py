@@ -1,100 +1,32 @@
-"""Cases in which something happens: endpoints come and go under traffic, much is sent, somebody sticks to somebody.
+"""Cases in which something happens: endpoints come and go under traffic, much is sent, time passes.
 
-Each is a function over a Service in a running lab, which returns what differed from the semantics, a line each.
+Each is a function over a stage, which yields what differed from the semantics, a line each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import product
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
-from bpfproxy.lab.cases import Endpoint, Port, Service, Via
-from bpfproxy.lab.divergences import Divergence
-from bpfproxy.lab.lab import Lab
+from bpfproxy.lab import change
+from bpfproxy.lab.cases import Endpoint, Port, Service
 from bpfproxy.lab.layout import Family
-from bpfproxy.lab.oracle import Mode
-from bpfproxy.lab.scene import How, Scene
+from bpfproxy.lab.topology import Topology
 from bpfproxy.lab.wait import wait_until
-from bpfproxy.parity.report import Cell
+from bpfproxy.parity.stage import PATIENCE, Scenario, Stage
 
 _TCP: Final = (Port(80, name="web"),)
 _UDP: Final = (Port(80, name="datagrams", protocol="UDP"),)
-_FAMILIES: Final[tuple[Family, ...]] = (4, 6)
-_WAYS: Final[tuple[tuple[str, Via], ...]] = (("pod1c", "ClusterIP"), ("node1", "ClusterIP"), ("client", "NodePort"))
-"""A client and the kind of frontend that it goes by."""
 _BYTES: Final = 8 << 20
 _REFUSAL: Final = 2.5
 """Seconds to wait for one: over IPv6 the first may come back while connect() still holds the socket, and be lost."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A Service with endpoints that all answer, and who talks to it."""
-
-    scene: Scene
-    endpoints: tuple[str, ...]
-    client: str
-    via: Via
-    family: Family
-
-    @property
-    def how(self) -> How:
-        """What the scene is to be asked with."""
-        return How(client=self.client, via=self.via, family=self.family)
-
-    def leave_out(self, endpoint: str, *others: Endpoint) -> set[str]:
-        """Take an endpoint away, or put `others` in its place, and wait until new connections know; who answers them
-        now."""
-        left = [one for one in self.endpoints if one != endpoint]
-        self.scene.put(*left, *others)
-        self.scene.settle(*left, client=self.client)
-        return set(left)
-
-    def shares(self, sockets: int, timeout: float = 0.5) -> set[str]:
-        """Who answers so many connections; errors by their names."""
-        return set(self.scene.shares(sockets, timeout, **self.how))
-
-
-Play = Callable[[Stage], Iterator[str]]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One of them. `play` is called for each client and family, on a Service with endpoints in `endpoints`."""
-
-    name: str
-    about: str
-    rules: tuple[int, ...]
-    service: Service
-    endpoints: tuple[str, ...]
-    play: Play
-    detector: bool = True
-    divergences: tuple[tuple[Mode, Divergence], ...] = ()
-
-
-def play(lab: Lab, mode: Mode, scenario: Scenario) -> Cell:
-    """Its cell."""
-    differences: list[str] = []
-    sent = 0
-    for (client, via), family in product(_WAYS, _FAMILIES):
-        scene = Scene(lab, lab.directory / "manifests", scenario.service)
-        try:
-            scene.put(*scenario.endpoints)
-            if not scenario.service.affinity:
-                scene.settle(*scenario.endpoints, client=client)
-            else:
-                wait_until(lambda: set(scene.shares(1, client=client)) <= set(scenario.endpoints), 5, "it is served")  # noqa: B023
-            found = list(scenario.play(Stage(scene, scenario.endpoints, client, via, family)))
-        except TimeoutError as error:
-            found = [str(error)]
-        finally:
-            scene.remove()
-        sent += 1
-        differences += [f"{scenario.name}: {client} to {via} IPv{family}: {line}" for line in found]
-    divergences = tuple(sorted(divergence for of, divergence in scenario.divergences if of == mode))
-    return Cell(scenario.name, mode, sent, tuple(differences), divergences)
+_WINDOW: Final = 2
+"""timeoutSeconds of an affinity that is to pass."""
+_MTU: Final = 1400
+_HEADERS: Final[dict[Family, int]] = {4: 28, 6: 48}
+"""IP and UDP, bytes."""
 
 
 def _tcp_outlives_its_endpoint(stage: Stage) -> Iterator[str]:
@@ -125,7 +57,7 @@ def _udp_moves_on(stage: Stage) -> Iterator[str]:
             return seen[-1] in left
 
         try:
-            wait_until(moved, 5, "the flow moves on")
+            wait_until(moved, PATIENCE, "the flow moves on")
         except TimeoutError:
             yield f"the flow of {before.reply.place} did not move on: {seen[-3:]}"
 
@@ -152,7 +84,7 @@ def _affinity_forgets(stage: Stage) -> Iterator[str]:
         return
     left = set(stage.endpoints) - had
     stage.scene.put(*left)
-    wait_until(lambda: not had & stage.shares(2), 5, f"{had} gets nothing any more")
+    wait_until(lambda: not had & stage.shares(2), PATIENCE, f"{had} gets nothing any more")
     now = stage.shares(8)
     if len(now) != 1 or not now <= left:
         yield f"{sorted(now)} answered a client that sticks to one of {sorted(left)}"
@@ -165,11 +97,74 @@ def _much(stage: Stage) -> Iterator[str]:
             yield f"{_BYTES >> 20} MiB each way: {done}"
 
 
+def _in_fragments(stage: Stage) -> Iterator[str]:
+    with stage.scene.lab.places[stage.client].open(stage.scene.flow(1.0, **stage.how)) as held:
+        for size in (1000, 4000, 1000, 20000):
+            done = held.exchange(size=size)
+            if not done.reply:
+                yield f"a datagram of {size} bytes: {done.error}"
+
+
+def _narrow(topology: Topology) -> AbstractContextManager[object]:
+    return change.narrow(topology, "pod2b", _MTU)
+
+
+def _too_big(stage: Stage) -> Iterator[str]:
+    with stage.scene.lab.places[stage.client].open(stage.scene.flow(1.0, whole=True, **stage.how)) as held:
+        if not held.exchange().reply:
+            yield "no answer"
+        if stage.mode == "userspace":
+            stage.divergences.add("path-of-the-proxy")
+            return
+        told = [""]
+
+        def is_told() -> bool:
+            told.append(held.exchange(size=1500 - _HEADERS[stage.family]).error)
+            return told[-1] == "EMSGSIZE"
+
+        try:
+            wait_until(is_told, PATIENCE, "the client is told")
+        except TimeoutError:
+            yield f"a datagram that is too long: {told[-3:]}"
+        if held.mtu() != _MTU:
+            yield f"MTU of the path: {held.mtu()}, not {_MTU}"
+        if not held.exchange(size=_MTU - _HEADERS[stage.family]).reply:
+            yield "a datagram that fits gets no answer"
+
+
+def _affinity_passes(stage: Stage) -> Iterator[str]:
+    began = last = time.monotonic()
+    had, end = stage.shares(1), began + 10 * _WINDOW
+    # Each connection within the window begins another one. Where this machine is too slow, it begins anew.
+    while last - began < 2 * _WINDOW and last < end:
+        now = stage.shares(1)
+        late, last = time.monotonic() - last > _WINDOW / 2, time.monotonic()
+        if late:
+            had, began = now, last
+        elif now != had:
+            yield f"{now} answered within the window of {had}"
+            return
+        time.sleep(0.2)
+    if stage.mode == "ipvs":
+        stage.divergences.add("affinity-outlives-its-window")
+        return
+
+    def moved() -> bool:
+        time.sleep(_WINDOW + 1)
+        return stage.shares(1) != had
+
+    # Chance may choose the same again: one of three, so often.
+    try:
+        wait_until(moved, 12 * (_WINDOW + 1), "another one answers")
+    except TimeoutError:
+        yield f"{had} answers still when the window is over"
+
+
 def _come_and_go(stage: Stage) -> Iterator[str]:
     stage.scene.put()
-    wait_until(lambda: stage.shares(1, _REFUSAL) == {"ECONNREFUSED"}, 3 * _REFUSAL, "it is refused")
+    wait_until(lambda: stage.shares(1, _REFUSAL) == {"ECONNREFUSED"}, PATIENCE, "it is refused")
     stage.scene.put(*stage.endpoints)
-    wait_until(lambda: stage.shares(48) == set(stage.endpoints), 5, "all endpoints answer again")
+    wait_until(lambda: stage.shares(48) == set(stage.endpoints), PATIENCE, "all endpoints answer again")
     yield from ()
 
 
@@ -205,6 +200,40 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         Service(_TCP, type="NodePort", affinity=600),
         ("pod1a", "pod1b", "pod2a"),
         _affinity_forgets,
+    ),
+    Scenario(
+        "affinity-window",
+        "an affinity lasts as long as connections come within its time, and no longer",
+        (15,),
+        Service(_TCP, type="NodePort", affinity=_WINDOW),
+        ("pod1a", "pod1b", "pod2a"),
+        _affinity_passes,
+    ),
+    Scenario(
+        "large-datagrams",
+        "datagrams that travel in fragments",
+        (7, 8),
+        Service(_UDP, type="NodePort"),
+        ("pod1a",),
+        _in_fragments,
+    ),
+    Scenario(
+        "packet-too-big",
+        "a client is told that its packets are too big for the endpoint's link, by the address that it uses",
+        (7, 8),
+        Service(_UDP, type="NodePort"),
+        ("pod2b",),
+        _too_big,
+        setting=_narrow,
+    ),
+    Scenario(
+        "narrow-link",
+        "a transfer finds its way over a link with a smaller MTU",
+        (7, 8),
+        Service(_TCP, type="NodePort"),
+        ("pod2b",),
+        _much,
+        setting=_narrow,
     ),
     Scenario(
         "large-transfer",

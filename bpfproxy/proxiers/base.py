@@ -8,12 +8,12 @@ would behave the same, no kernel ids in either.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
 
-from bpfproxy.model.frontend import NodePlan, ServicePlan
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 
 Key = Any
 """Hashable; its type tells the table."""
@@ -86,9 +86,15 @@ class Proxier(Protocol):
         """Do a bounded part of the upkeep that is due: forget flows whose time is over, for one."""
         ...
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
+        """Whether it takes packets before conntrack sees them. It leaves alone what may be conntrack's as long as
+        the node is `NodePlan.shared`."""
+        ...
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
         """Asked when it serves no Service any more: whether no connection depends on it, so that all it has in the
-        kernel can go."""
+        kernel can go. `preceded`: frontends that are served by a mode that `precedes_conntrack`."""
         ...
 
     def close(self) -> None:

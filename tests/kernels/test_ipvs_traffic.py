@@ -200,7 +200,7 @@ def test_tcp_connections_run_out(world: World, web: MakeWeb, agent: Agent, famil
         made.put(pod2=LOCAL)
         agent.proxier.tend()
         assert talk(held).startswith("pod1")
-        assert not agent.proxier.drained()
+        assert not agent.proxier.drained(())
         made.put(pod1=LOCAL, pod2=LOCAL)
         made.put(pod2=LOCAL)
         assert talk(held).startswith("pod1")
@@ -221,7 +221,7 @@ def test_connections_outlive_their_service(world: World, web: MakeWeb, agent: Ag
         agent.serve()
         assert (talk(held), talk(other)) == (masqueraded("pod1", family),) * 2
         assert [world.ask("client", Protocol.TCP, to) for to in (vip, node_port)] == ["refused"] * 2
-        assert not agent.proxier.drained()
+        assert not agent.proxier.drained(())
         agent.restart()
         agent.serve()
         agent.proxier.tend()

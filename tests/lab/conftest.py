@@ -16,9 +16,9 @@ from bpfproxy.datapath import attach, bpffs, loader
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.loader import LoadSpec
 from bpfproxy.lab import cases, manifests, netns, remains
-from bpfproxy.lab.cases import Port, Service
+from bpfproxy.lab.cases import Agents, Port, Service
 from bpfproxy.lab.lab import Lab
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES
+from bpfproxy.lab.layout import NODES
 from bpfproxy.lab.node import LoaderName, packet_level
 from bpfproxy.lab.sandbox import Sandbox
 from bpfproxy.lab.scene import Scene
@@ -113,16 +113,31 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
+BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
+UDP = 1
+"""Place among these ports."""
+
+
+@pytest.fixture
+def scene(lab: Lab) -> Scene:
+    """A Service with two endpoints, written but not served yet."""
+    directory = lab.directory / "manifests"
+    manifests.write(directory, "nodes", manifests.nodes())
+    made = Scene(lab, directory, Service(BOTH, type="NodePort"))
+    made.put("pod1a", "pod2a")
+    return made
+
+
 @pytest.fixture(scope="module")
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose agents serve all cases, under the loader that is the parameter."""
-    yield from serve_cases(request.param, CLUSTER_CIDRS)
+    yield from serve_cases(request.param, Agents())
 
 
 @pytest.fixture(scope="module")
-def served_without_detector(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """The same with agents that do not know the cluster CIDRs."""
-    yield from serve_cases(request.param, ())
+def served_otherwise(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab whose agents, set as the parameter says, serve all cases at packet level, too."""
+    yield from serve_cases("prebuilt", request.param, MODES["compiled"])
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,6 @@ class Mode:
     """By node: `tc` or `xdp`."""
     host_routing: bool = False
     loader: LoaderName = "prebuilt"
-    cluster_cidrs: tuple[str, ...] = CLUSTER_CIDRS
 
     @property
     def xdp(self) -> list[str]:
@@ -145,17 +159,12 @@ class Mode:
         return packet_level(self.acceleration[node], host_routing=self.host_routing)
 
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
-"""Place among these ports."""
-
 MODES = {
     "tc": Mode({"node1": "tc", "node2": "tc"}),
     "xdp": Mode({"node1": "xdp", "node2": "xdp"}),
     "tc-host-routing": Mode({"node1": "tc", "node2": "tc"}, host_routing=True),
     "xdp-host-routing": Mode({"node1": "xdp", "node2": "xdp"}, host_routing=True),
     "compiled": Mode({"node1": "tc", "node2": "xdp"}, loader="bcc"),
-    "no-detector": Mode({"node1": "tc", "node2": "xdp"}, cluster_cidrs=()),
 }
 
 
@@ -164,18 +173,19 @@ def outside(as_root: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A lab whose agents serve all cases at packet level, too, in the mode that the parameter names. Tests share it:
     what they change they undo."""
     mode = MODES[request.param]
-    yield from serve_cases(mode.loader, mode.cluster_cidrs, mode)
+    yield from serve_cases(mode.loader, Agents(), mode)
 
 
-def serve_cases(loader: LoaderName, cluster_cidrs: tuple[str, ...], mode: Mode | None = None) -> Iterator[Lab]:
+def serve_cases(loader: LoaderName, agents: Agents, mode: Mode | None = None) -> Iterator[Lab]:
     with Lab(xdp=mode.xdp if mode else (), unhooked=mode is not None) as lab:
         directory = lab.directory / "manifests"
         manifests.write(directory, "nodes", manifests.nodes())
         for case in cases.load():
             manifests.write(directory, case.name, manifests.objects(case))
         for node in NODES:
-            options = mode.options(node) if mode else ()
-            lab.agent(node, manifests=directory, loader=loader, cluster_cidrs=cluster_cidrs, options=options).launch()
+            options = (*(mode.options(node) if mode else ()), *agents.options())
+            how = {"loader": loader, "cluster_cidrs": agents.cluster_cidrs, "options": options}
+            lab.agent(node, manifests=directory, **how).launch()
         for agent in lab.agents.values():
             agent.wait_ready()
         yield lab

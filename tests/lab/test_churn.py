@@ -9,14 +9,13 @@ from typing import Literal, Unpack
 import pytest
 
 from bpfproxy.lab import manifests
-from bpfproxy.lab.cases import Port, Service
+from bpfproxy.lab.cases import Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 from bpfproxy.lab.place import Load
 from bpfproxy.lab.scene import How, Scene
+from tests.lab.conftest import BOTH, UDP
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 PODS = ("pod1a", "pod1b", "pod2a", "pod2b", "pod2c")
 ROUNDS = 30
 

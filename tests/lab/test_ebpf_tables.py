@@ -34,11 +34,11 @@ from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Failure, Key, Op, Row
 from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import SetKey
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.view import View
 from tests.lab.conftest import NewMaps
+from tests.tables import proxier_over
 
 BACKENDS_MAX = 64
 FRONTENDS_MAX = 8
@@ -67,15 +67,7 @@ def opened(pins: Path) -> Iterator[Maps]:
 
 
 def open_proxier(maps: Maps, clock: Clock | None = None) -> EbpfProxier:
-    return EbpfProxier(
-        maps,
-        EbpfRenderer(),
-        grace_period=GRACE,
-        activate=lambda complete: None,
-        destroy_sockets=lambda gone: None,
-        close=lambda: None,
-        clock=clock or Clock(),
-    )
+    return proxier_over(maps, grace_period=GRACE, clock=clock or Clock())
 
 
 def backend(number: int, protocol: Protocol = Protocol.TCP) -> Backend:
@@ -279,15 +271,7 @@ def test_kill_9_amid_syncs_leaves_every_frontend_with_a_whole_set(state: Path, n
         child = os.fork()
         if not child:
             try:
-                proxier = EbpfProxier(
-                    loader.open_maps(pins),
-                    EbpfRenderer(),
-                    grace_period=0.0,
-                    activate=lambda complete: None,
-                    destroy_sockets=lambda gone: None,
-                    close=lambda: None,
-                    clock=time.monotonic,
-                )
+                proxier = proxier_over(loader.open_maps(pins), grace_period=0.0, clock=time.monotonic)
                 applied = proxier.read()
                 while True:
                     for wanted in (*allowed, {}):

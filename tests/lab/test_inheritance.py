@@ -14,10 +14,10 @@ from bpfproxy.model.frontend import Backend
 from bpfproxy.proxiers.ebpf import codec
 from bpfproxy.proxiers.ebpf.inheritance import FLOWS, SOCKETS, Former
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from tests.lab.conftest import NewMaps
 from tests.lab.test_ebpf_tables import backend, plan, rows_of, sync
+from tests.tables import proxier_over
 
 
 @pytest.fixture
@@ -43,15 +43,7 @@ def former(directory: Path, text: str | None = None) -> Former:
 
 
 def proxier(maps: Maps, ancestor: Former | None = None) -> EbpfProxier:
-    return EbpfProxier(
-        maps,
-        EbpfRenderer(),
-        grace_period=0.0,
-        activate=lambda complete: None,
-        destroy_sockets=lambda gone: None,
-        close=lambda: None,
-        former=ancestor.ids() if ancestor else None,
-    )
+    return proxier_over(maps, grace_period=0.0, former=ancestor.ids() if ancestor else None)
 
 
 def backends(maps: Maps) -> dict[Backend, tuple[int, int]]:

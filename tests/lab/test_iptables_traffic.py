@@ -9,14 +9,16 @@ from functools import partial
 
 import pytest
 
-from bpfproxy.lab import cases, manifests, netns, observe, oracle
-from bpfproxy.lab.cases import Case, Endpoint, Port, Service, Via
+from bpfproxy.lab import cases, manifests, netns
+from bpfproxy.lab.cases import Case, Endpoint, Service, Via
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, Family
 from bpfproxy.lab.node import Agent
 from bpfproxy.lab.place import OpenFlow
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from tests.lab.check import check
+from tests.lab.conftest import BOTH, UDP
 
 TRIED = (
     "node-port",
@@ -30,8 +32,6 @@ TRIED = (
 )
 """With traffic. Rules are traced for every case, without a kernel, in tests/unit."""
 ALL = [cases.case(name) for name in TRIED]
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 SAVES = ("iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save")
 FAMILIES: tuple[Family, ...] = (4, 6)
 
@@ -61,12 +61,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 @pytest.mark.parametrize("served", ["nft", "legacy"], indirect=True)
 def test_case(served: Lab, case: Case, family: Family) -> None:
-    different = []
-    for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
-        expected = oracle.expect(probe, "iptables")
-        outcomes = observe.send(served.places, probe, expected)
-        different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
-    assert not different, "\n" + "\n".join(different)
+    check(served, (*cases.probes(case, family), *cases.outside_probes(case, family)), "iptables")
 
 
 @pytest.fixture(params=["nft", "legacy"])

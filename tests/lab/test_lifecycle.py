@@ -8,17 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpfproxy.lab import bpf, cgroup, manifests, remains
-from bpfproxy.lab.cases import Port, Service
+from bpfproxy.lab import bpf, cgroup, remains
+from bpfproxy.lab.cases import Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 from bpfproxy.lab.node import Agent, LoaderName
 from bpfproxy.lab.place import LoadReport
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from tests.lab.conftest import BOTH, UDP
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 REFUSED = 5
 """Exit status of a command that another agent's lock keeps out."""
 
@@ -27,16 +26,6 @@ REFUSED = 5
 def loader(request: pytest.FixtureRequest) -> LoaderName:
     name: LoaderName = request.param
     return name
-
-
-@pytest.fixture
-def scene(lab: Lab) -> Scene:
-    """A Service with two endpoints, written but not served yet."""
-    directory = lab.directory / "manifests"
-    manifests.write(directory, "nodes", manifests.nodes())
-    made = Scene(lab, directory, Service(BOTH, type="NodePort"))
-    made.put("pod1a", "pod2a")
-    return made
 
 
 @pytest.fixture

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from bpfproxy.api import Plan, plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
-from bpfproxy.engine import Engine
 from bpfproxy.errors import DatapathError
 from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
-from bpfproxy.model.event import Update
 from bpfproxy.model.service import Endpoint, EndpointPort, EndpointSlice, ObjectName, Protocol, ServicePort
 from bpfproxy.netfilter import nft
 from bpfproxy.plan import NodeConfig, node_config, plan_node, plan_service
@@ -34,6 +32,7 @@ from bpfproxy.proxiers.nftables.rows import (
     SetKey,
     SetRow,
 )
+from tests.lab.histories import changes_and_restarts
 from tests.lab.nftables import (
     NODE_PLAN,
     NODE_ROWS,
@@ -167,39 +166,7 @@ def test_a_listing_that_failed_is_not_taken_for_one(namespace: str, monkeypatch:
 @given(data=st.data(), batch=st.sampled_from([3000, 3]))
 @settings(max_examples=25, deadline=None, suppress_health_check=UNHURRIED)
 def test_changes_and_restarts(namespace: str, data: st.DataObject, batch: int) -> None:
-    """After any of them the kernel holds the rows of the Services that there are, and a restart has nothing to do."""
-    node = NodeConfig("n1", cluster_cidrs=tuple(strategies.CIDRS), addresses=NODE_PLAN.node_port_addresses)
-    objects: list[Update] = []
-
-    def start() -> Engine:
-        engine = Engine({"nftables": new(batch)}, "nftables", node)
-        engine.start()
-        for update in objects:
-            engine.update(update)
-        engine.update(Update(complete=True))
-        return engine
-
-    engine = start()
-    assert not engine.sync().failures
-    steps = data.draw(st.lists(st.sampled_from(["service", "slice", "sync", "sync", "restart", "resync"]), max_size=25))
-    for step in [*steps, "sync"]:
-        if step == "service":
-            objects.append(Update(objects=(data.draw(strategies.services()),)))
-            engine.update(objects[-1])
-        elif step == "slice":
-            objects.append(Update(objects=(data.draw(strategies.slices()),)))
-            engine.update(objects[-1])
-        else:
-            if step == "restart":
-                engine = start()
-            report = engine.resync() if step == "resync" else engine.sync()
-            assert report.failures == ()
-    wanted: dict[Key, Row] = dict(RENDERER.render_node(engine.node_plan))
-    for name in strategies.SERVICES:
-        if plan := engine.plan_of(name):
-            wanted |= RENDERER.render(plan)
-    assert new().read() == wanted
-    assert start().sync().ops == 0
+    changes_and_restarts("nftables", lambda: new(batch), RENDERER, NODE_PLAN, data)
     for table in ("ip", "ip6"):
         nft.delete_table(table, "kube-proxy")
 

@@ -10,8 +10,8 @@ import pytest
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
-from bpfproxy.lab import cases, manifests, netns, observe, oracle
-from bpfproxy.lab.cases import Case, Port, Probe, Service
+from bpfproxy.lab import cases, manifests, netns
+from bpfproxy.lab.cases import Case, Probe, Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, Family
 from bpfproxy.lab.place import Flow
@@ -19,6 +19,8 @@ from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.proxiers.base import Key, Row
 from bpfproxy.proxiers.nftables import lifecycle
+from tests.lab.check import check
+from tests.lab.conftest import BOTH, UDP
 
 HANDFUL = (
     "cluster-ip-shared-number",
@@ -78,19 +80,10 @@ def probes(case: Case, family: Family) -> Iterator[Probe]:
             yield probe
 
 
-def check(lab: Lab, case: Case, family: Family) -> None:
-    different = []
-    for probe in probes(case, family):
-        expected = oracle.expect(probe, "nftables")
-        outcomes = observe.send(lab.places, probe, expected)
-        different += [f"{probe}: {line}" for line in observe.differences(probe, expected, outcomes)]
-    assert not different, "\n" + "\n".join(different)
-
-
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("name", HANDFUL)
 def test_case(served: Lab, name: str, family: Family) -> None:
-    check(served, cases.case(name), family)
+    check(served, probes(cases.case(name), family), "nftables")
 
 
 @pytest.mark.parametrize(
@@ -109,9 +102,6 @@ def test_cluster_ips_that_no_service_has(served: Lab, client: str, to: tuple[str
 
 
 # ---- changes under load ------------------------------------------------------------------------------------------
-
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 
 
 @pytest.fixture

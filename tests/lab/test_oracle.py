@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
@@ -41,15 +42,15 @@ def test_every_rule_that_shows_inside_the_cluster_has_a_case() -> None:
 
 def test_every_kind_of_frontend_and_of_talk_is_probed() -> None:
     probes = [probe for case in ALL for family in (4, 6) for probe in cases.probes(case, family)]
-    assert {probe.via for probe in probes} == {"ClusterIP", "NodePort", "localhost", "ExternalIP", "LoadBalancer"}
+    assert {probe.via for probe in probes} == set(get_args(cases.Via))
     assert {probe.talk for probe in probes} == {
         *("http", "tcp", "tcp-mapped"),
         *("udp", "udp-mapped", "udp-unconnected", "udp-unconnected-mapped"),
     }
-    assert {oracle.expect(probe).answer for probe in probes} == {"answered", "refused", "unreachable", "untouched"}
+    assert {oracle.expect(probe).answer for probe in probes} == {*get_args(oracle.Answer)}
     outside = [probe for case in ALL for family in (4, 6) for probe in cases.outside_probes(case, family)]
-    assert {probe.via for probe in outside} == {"ClusterIP", "NodePort", "ExternalIP", "LoadBalancer"}
-    assert {oracle.expect(probe).answer for probe in outside} == {"answered", "refused", "dropped", "untouched"}
+    assert {probe.via for probe in outside} == {*get_args(cases.Via)} - {"localhost"}
+    assert {oracle.expect(probe).answer for probe in outside} == {*get_args(oracle.Answer)} - {"unreachable"}
 
 
 PROBE = next(cases.probes(cases.case("round-robin"), 4))
@@ -94,6 +95,15 @@ def test_what_is_wrong_is_found(outcomes: list[Outcome], says: str) -> None:
 
 def test_a_wrong_kind_of_answer_is_found() -> None:
     refused = [Outcome(error="ECONNREFUSED")] * 4
+    about = frozenset([("10.96.1.0", 80)])
+    by_icmp = Expected("refused", errors=frozenset(["ECONNREFUSED"]), refused_by="icmp", about=about)
+    told = Outcome(error="ECONNREFUSED", by="icmp", about=("10.96.1.0", 80))
+    assert observe.differences(PROBE, by_icmp, [told]) == []
+    for wrong, says in (
+        (replace(told, by="reset", about=None), "refused by: reset, not icmp"),
+        (replace(told, about=("10.244.1.2", 80)), "an ICMP error about ('10.244.1.2', 80)"),
+    ):
+        assert says in "\n".join(observe.differences(PROBE, by_icmp, [told, wrong]))
     unreachable = [Outcome(error="EHOSTUNREACH")] * 4
     assert observe.differences(PROBE, Expected("refused", errors=frozenset(["ECONNREFUSED"])), refused) == []
     assert observe.differences(PROBE, Expected("unreachable", errors=frozenset(["EHOSTUNREACH"])), unreachable) == []

@@ -15,8 +15,8 @@ from bpfproxy.lab.layout import SPOTS, Family
 from bpfproxy.lab.place import Flow, Outcome
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
+from tests.lab.conftest import BOTH
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
 BOTH_FAMILIES: tuple[Family, ...] = (4, 6)
 TCP, UDP = 0, 1
 """Places of the ports in BOTH."""

@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -17,21 +16,18 @@ from hypothesis import strategies as st
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.diff import diff
-from bpfproxy.engine import Engine
 from bpfproxy.lab import cases, manifests
 from bpfproxy.lab.layout import CLUSTER_CIDRS
 from bpfproxy.model.address import parse_address
-from bpfproxy.model.event import Update
 from bpfproxy.model.frontend import Backend, Frontend, NodePlan, OnEmpty, ServicePortName
 from bpfproxy.model.service import ObjectName, Protocol
 from bpfproxy.netfilter import nft
-from bpfproxy.plan import NodeConfig
 from bpfproxy.proxiers.base import Key, Op, Row, Rows
 from bpfproxy.proxiers.userspace import lifecycle
 from bpfproxy.proxiers.userspace.proxier import UserspaceProxier
 from bpfproxy.proxiers.userspace.rows import PortalRow
+from tests.lab.histories import changes_and_restarts
 from tests.lab.relays import relays
-from tests.unit import strategies
 
 FOREIGN = """
 add table ip nat
@@ -157,39 +153,9 @@ def test_a_portal_with_and_without_backends(settings: Settings) -> None:
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_changes_and_restarts(settings: Settings, data: st.DataObject) -> None:
-    """After any of them the kernel holds the rows of the Services that there are, and a restart has nothing to do."""
-    node = NodeConfig("n1", cluster_cidrs=tuple(strategies.CIDRS), addresses=NODE_PLAN.node_port_addresses)
-    objects: list[Update] = []
     with contextlib.ExitStack() as stack:
-
-        def start() -> Engine:
-            engine = Engine({"userspace": stack.enter_context(opened(settings))}, "userspace", node)
-            engine.start()
-            for update in objects:
-                engine.update(update)
-            engine.update(Update(complete=True))
-            return engine
-
-        engine = start()
-        assert not engine.sync().failures
-        steps = ["service", "slice", "sync", "sync", "restart", "resync"]
-        for step in [*data.draw(st.lists(st.sampled_from(steps), max_size=20)), "sync"]:
-            if step in ("service", "slice"):
-                kind: st.SearchStrategy[Any] = strategies.services() if step == "service" else strategies.slices()
-                objects.append(Update(objects=(data.draw(kind),)))
-                engine.update(objects[-1])
-                continue
-            if step == "restart":
-                engine = start()
-            report = engine.resync() if step == "resync" else engine.sync()
-            assert report.failures == ()
         renderer = lifecycle.renderer(settings)
-        wanted: dict[Key, Row] = dict(renderer.render_node(engine.node_plan))
-        for name in strategies.SERVICES:
-            if plan := engine.plan_of(name):
-                wanted |= renderer.render(plan)
-        assert stack.enter_context(opened(settings)).read() == wanted
-        assert start().sync().ops == 0
+        changes_and_restarts("userspace", lambda: stack.enter_context(opened(settings)), renderer, NODE_PLAN, data)
 
 
 def test_what_others_broke_is_repaired(settings: Settings) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bpfproxy.lab import cases, manifests
-from bpfproxy.lab.cases import Port, Service
+from bpfproxy.lab import cases
+from bpfproxy.lab.cases import Service
 from bpfproxy.lab.lab import Lab
 from bpfproxy.lab.layout import Family
 from bpfproxy.lab.node import Agent
@@ -19,22 +19,11 @@ from bpfproxy.lab.place import LoadReport
 from bpfproxy.lab.scene import Scene
 from bpfproxy.lab.wait import wait_until
 from bpfproxy.proxiers.userspace.process import Process
+from tests.lab.conftest import BOTH, UDP
 from tests.lab.relays import relays
 
-BOTH = (Port(80, name="web"), Port(80, name="datagrams", protocol="UDP"))
-UDP = 1
 SYNC_PERIOD = ("--sync-period", "1")
 FAMILIES: tuple[Family, ...] = (4, 6)
-
-
-@pytest.fixture
-def scene(lab: Lab) -> Scene:
-    """A Service that is written and not served."""
-    directory = lab.directory / "manifests"
-    manifests.write(directory, "nodes", manifests.nodes())
-    made = Scene(lab, directory, Service(BOTH, type="NodePort"))
-    made.put("pod1a", "pod2a")
-    return made
 
 
 def start(lab: Lab, scene: Scene, *options: str, mode: str = "userspace") -> Agent:

@@ -19,11 +19,10 @@ from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, FrontendSpe
 from bpfproxy.model.service import ObjectName, Protocol
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.ebpf import view
-from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from bpfproxy.proxiers.ebpf.view import View
 from tests.lab.conftest import NewMaps
+from tests.tables import proxier_over
 
 CPUS = libbpf.possible_cpus()
 SERVICES = 20
@@ -33,14 +32,7 @@ SERVICES = 20
 def maps(state: Path, new_maps: NewMaps) -> Maps:
     """With some Services, each with a backend of its own."""
     maps = new_maps(state / "bpf" / "maps-test")
-    proxier = EbpfProxier(
-        maps,
-        EbpfRenderer(),
-        grace_period=10,
-        activate=lambda complete: None,
-        destroy_sockets=lambda gone: None,
-        close=lambda: None,
-    )
+    proxier = proxier_over(maps)
     rows: dict[Any, Any] = {}
     for number in range(1, SERVICES + 1):
         name = ObjectName("shop", f"web{number}")

@@ -20,9 +20,8 @@ from bpfproxy.model.frontend import Backend, Frontend, FrontendKind, Masquerade,
 from bpfproxy.model.service import ObjectName, Protocol, Scheduler
 from bpfproxy.proxiers.base import Op, Rows
 from bpfproxy.proxiers.ebpf import codec, lifecycle, packet
-from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.rows import FrontendRow, NodeAddress, NodeAddressRow, SetKey, SetRow
+from tests.tables import proxier_over
 
 Layer = Literal["xdp", "tc"]
 
@@ -133,14 +132,7 @@ class Datapath:
     # ---- tables --------------------------------------------------------------------------------------------------
 
     def _reset_proxier(self) -> None:
-        self.proxier = EbpfProxier(
-            self.maps,
-            EbpfRenderer(),
-            grace_period=0.0,
-            activate=lambda _: None,
-            destroy_sockets=lambda _: None,
-            close=lambda: None,
-        )
+        self.proxier = proxier_over(self.maps, grace_period=0.0)
         self.applied = dict(self.proxier.read())
 
     def clear(self) -> None:
@@ -168,10 +160,10 @@ class Datapath:
             for index in range(map_.max_entries):
                 map_.zero(index)
 
-    def set_node(self, generation: int) -> None:
+    def set_node(self, generation: int, *, shared: bool = False) -> None:
         self.maps["node"].update(
             (0).to_bytes(4, "little"),
-            packet.encode_node(generation, parse_address(NODE[4]), parse_address(NODE[6])),
+            packet.encode_node(generation, parse_address(NODE[4]), parse_address(NODE[6]), shared=shared),
         )
 
     def add_network(self, owner: int, address: str, prefix: int) -> None:

@@ -101,6 +101,73 @@ def test_tcp_without_syn(dp: Datapath, layer: Layer, family: int, scheduler: Sch
 
 @layers
 @families
+@pytest.mark.parametrize("backends", [0, 1, 5])
+def test_tcp_without_syn_on_a_shared_node(dp: Datapath, layer: Layer, family: int, backends: int) -> None:
+    """Another mode's rules may have opened the connection: left alone, whatever the frontend says now. New ones, and
+    those that were opened here, are not."""
+    served = Service(frontend(VIP[family], 80), many(family, backends), source_ranges=[(NODE[family], 32)])
+    dp.serve(served)
+    dp.set_node(1, shared=True)
+    client, vip = (CLIENT[family], 40000), (VIP[family], 80)
+    for flags in ("A", "PA", "FA", "R", "SA"):
+        raw = frame(Protocol.TCP, client, vip, flags=flags)
+        same(dp.run(ARRIVES[layer], raw).packet, raw)
+    assert dp.counted() == {f"{HOOK[layer]}.NOT_SYN": 5}
+    if not backends:
+        return
+    vip = (OTHER_VIP[family], 80)
+    dp.serve(Service(frontend(*vip), many(family, backends)))
+    opened = ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags="S")).packet)
+    assert opened[1] != vip
+    for flags in ("A", "PA", "FA"):
+        assert ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags=flags)).packet) == opened
+
+
+@layers
+@families
+@pytest.mark.parametrize("ends_with", [["FA", "A"], ["R"]], ids=["closed", "reset"])
+@pytest.mark.parametrize("pod", [POD, REMOTE_POD], ids=["local", "remote"])
+def test_a_port_goes_on_with_a_connection_past_us(
+    dp: Datapath, layer: Layer, family: int, pod: dict[int, str], ends_with: list[str]
+) -> None:
+    """The Service has gone to another mode, whose rules open a connection from a port that a closed flow has had."""
+    dp.serve(Service(frontend(VIP[family], 80), (backend(pod[family], 8080, local=pod is POD),)))
+    client, vip = (CLIENT[family], 40000), (VIP[family], 80)
+
+    def send(flags: str) -> bytes:
+        return dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags=flags)).packet
+
+    source, to = ends(send("S"))
+    answered = "tc_out" if pod is POD else ARRIVES[layer]
+    dp.run(answered, frame(Protocol.TCP, to, source, flags="SA"))
+    send("A")
+    dp.run(answered, frame(Protocol.TCP, to, source, flags="FA"))
+    for flags in ends_with:
+        assert ends(send(flags)) == (source, to)
+    dp.serve()
+    for flags in ("S", "A", "PA", "FA"):
+        same(send(flags), frame(Protocol.TCP, client, vip, flags=flags))
+
+
+@layers
+@families
+@pytest.mark.parametrize("pod", [POD, REMOTE_POD], ids=["local", "remote"])
+def test_replies_to_a_connection_past_us(dp: Datapath, layer: Layer, family: int, pod: dict[int, str]) -> None:
+    """One to the backend itself, from the port of a closed flow; conntrack may have chosen that port, too."""
+    dp.serve(Service(frontend(VIP[family], 80), (backend(pod[family], 8080, local=pod is POD),)))
+    client, vip = (CLIENT[family], 40000), (VIP[family], 80)
+    answered = "tc_out" if pod is POD else ARRIVES[layer]
+    source, to = ends(dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags="S")).packet)
+    for flags in ("SA", "FA"):
+        assert ends(dp.run(answered, frame(Protocol.TCP, to, source, flags=flags)).packet) == (vip, client)
+        dp.run(ARRIVES[layer], frame(Protocol.TCP, client, vip, flags=flags.replace("S", "")))
+    for flags in ("SA", "A", "PA", "FA"):
+        raw = frame(Protocol.TCP, to, source, flags=flags)
+        same(dp.run(answered, raw).packet, raw)
+
+
+@layers
+@families
 def test_udp_leaves_a_backend_that_is_gone(dp: Datapath, layer: Layer, family: int) -> None:
     def served(address: str) -> Service:
         return Service(frontend(VIP[family], 53, Protocol.UDP), (backend(address, 53, Protocol.UDP),))

@@ -10,7 +10,7 @@ from bpfproxy.model.frontend import FrontendKind
 from bpfproxy.model.service import Protocol
 from bpfproxy.proxiers.ebpf import packet
 from tests.packet import packets as pk
-from tests.packet.datapath import CLIENT, POD, VIP, Datapath, datapath, left_to_tc
+from tests.packet.datapath import CLIENT, OTHER_POD, POD, REMOTE_POD, VIP, Datapath, datapath, left_to_tc
 from tests.packet.packets import frame, same
 from tests.packet.test_forward import families, protocols, service
 
@@ -45,6 +45,26 @@ def test_both_ways(routing: Datapath, family: int, protocol: Protocol, known: bo
         out = dp.run("tc_in", frame(protocol, pod, client, flags="SA"), complete=True)
         assert out.verdict == pk.TC_REDIRECT
         same(out.packet, frame(protocol, vip, client, flags="SA", hops=63, macs=(pk.UP_MAC, pk.ROUTER_MAC)))
+
+
+@families
+@protocols
+def test_through_the_stack_both_ways(routing: Datapath, family: int, protocol: Protocol) -> None:
+    """From a pod to a backend elsewhere, with its own address: conntrack sees both directions or none."""
+    routing.clear()
+    routing.serve(service(FrontendKind.CLUSTER_IP, family, protocol, local=False))
+    client, vip, remote = (OTHER_POD[family], 40000), (VIP[family], 80), (REMOTE_POD[family], 8080)
+    for flags in ("S", "A"):
+        out = routing.run("tc_in", frame(protocol, client, vip, flags=flags))
+        assert out.verdict == pk.TC_NEXT
+        same(out.packet, frame(protocol, client, remote, flags=flags))
+        raw = frame(protocol, remote, client, flags=flags + "A" * (flags == "S"))
+        for layer in ("xdp", "tc_in"):
+            out = routing.run(layer, raw)
+            assert out.verdict == (pk.PASS["xdp"] if layer == "xdp" else pk.TC_NEXT)
+            same(out.packet, raw)
+        out = routing.run("tc_out", raw)
+        same(out.packet, frame(protocol, vip, client, flags=flags + "A" * (flags == "S")))
 
 
 @families

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec.structs import replace
 
 from bpfproxy.engine import Engine
@@ -55,13 +57,14 @@ class World:
 
     def __init__(self, *modes: str) -> None:
         self.modes = modes or ("one",)
+        self.pause: Callable[[], None] = lambda: None
         self.kernels: dict[str, Kernel] = {mode: {} for mode in self.modes}
         self.boot()
 
     def boot(self) -> Engine:
         """Start a new agent, as after a crash."""
         self.proxiers = {mode: SimProxier(mode, kernel, assert_sound) for mode, kernel in self.kernels.items()}
-        self.engine = Engine(self.proxiers, self.modes[0], NODE)
+        self.engine = Engine(self.proxiers, self.modes[0], NODE, pause=lambda: self.pause())
         self.engine.start()
         return self.engine
 

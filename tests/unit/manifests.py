@@ -9,6 +9,8 @@ import pytest
 import yaml
 
 from bpfproxy.errors import InputError
+from bpfproxy.lab import manifests
+from bpfproxy.lab.layout import NODES
 from bpfproxy.model.address import parse_address
 from bpfproxy.model.event import Object
 from bpfproxy.model.service import (
@@ -71,3 +73,13 @@ A = "10.0.0.1"
 
 def ports(*entries: dict[str, Any], **spec: Any) -> dict[str, Any]:
     return service({"ports": list(entries), **spec})
+
+
+def lab_nodes() -> list[dict[str, Any]]:
+    """The lab's Nodes with all of their addresses, since nobody looks at interfaces where there is no kernel."""
+    nodes = manifests.nodes()
+    for node in nodes:
+        net = NODES[node["metadata"]["name"]]
+        more = [{"type": "InternalIP", "address": address} for address in (net.gateway4, net.gateway6)]
+        node["status"]["addresses"] += more
+    return nodes

@@ -6,7 +6,7 @@ refuse ops, and it can die after any number of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from msgspec import Struct
 
@@ -68,6 +68,10 @@ class SimProxier:
         """Shared between proxiers by a test that looks at their order."""
         self.activations: list[bool] = []
         self.is_drained = True
+        self.shared = False
+        """What it was told last."""
+        self.preceded: frozenset[Frontend] = frozenset()
+        """What `drained` was asked with last."""
         self.closed = False
         self.tended: list[Tended | Exception] = []
         """What the next calls of `tend` are to say."""
@@ -92,6 +96,7 @@ class SimProxier:
         return rows
 
     def render_node(self, plan: NodePlan) -> dict[Key, Row]:
+        self.shared = plan.shared
         keys = [NodeAddress(address) for address in plan.node_port_addresses]
         keys += [NodeAddress(f"localhost{family}") for family in plan.localhost_node_ports]
         keys += [NodeAddress(f"{device.name}: {device.role.name}") for device in plan.devices]
@@ -148,7 +153,12 @@ class SimProxier:
             raise done
         return done
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
+        return self.name == "ebpf"
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
+        self.preceded = frozenset(preceded)
         return self.is_drained
 
     def close(self) -> None:

@@ -61,6 +61,7 @@ class TestModes:
                 assert (await events.next("draining"))["proxier"] == "iptables"
                 assert WEB_IP not in former.kernel
                 assert NodeAddress(HERE) in former.kernel
+                assert former.preceded >= {WEB_IP, DNS_IP}
                 former.is_drained = True
                 world.say(service("more", "172.30.0.3"))
                 await events.next("cleaned_up")

@@ -49,6 +49,19 @@ class TestSeveralProxiers:
         for kernel in pair.kernels.values():
             assert NodeAddress(parse_address("192.0.2.10")) in kernel
 
+    def test_they_know_whether_they_are_alone(self, pair: World) -> None:
+        assert [proxier.shared for proxier in pair.proxiers.values()] == [True, True]
+        pair.engine.release("two")
+        pair.engine.sync()
+        assert not pair.proxier.shared
+
+    def test_what_is_served_before_conntrack(self) -> None:
+        world = World("ebpf", "two")
+        world.engine.update(EVERYTHING)
+        world.engine.update(Update((replace(DNS, proxy_mode="two"),)))
+        world.engine.sync()
+        assert world.engine.preceded() == {WEB_IP}
+
     def test_a_move_writes_the_new_before_it_removes_the_old(self, pair: World) -> None:
         log = pair.proxier.log
         for modes, mode in ((("one", "two"), "two"), (("two", "one"), None)):
@@ -61,6 +74,18 @@ class TestSeveralProxiers:
             assert changes == [f"{new}: +SetName", f"{new}: +Frontend", f"{old}: -Frontend", f"{old}: -SetName"]
             assert log.index(f"{new}: active") < log.index(f"{old}: -Frontend")
             assert (WEB_IP in pair.kernels[old], WEB_IP in pair.kernels[new]) == (False, True)
+
+    def test_there_is_a_pause_while_both_serve(self, pair: World) -> None:
+        seen: list[list[bool]] = []
+        pair.pause = lambda: seen.append([WEB_IP in kernel for kernel in pair.kernels.values()])
+        for move in (replace(WEB, proxy_mode="two"), replace(WEB, proxy_mode=None), DNS):
+            pair.engine.update(Update((move,)))
+            pair.engine.sync()
+        assert seen == [[True, True], [True, True]]
+        pair.boot()
+        pair.engine.update(Update((replace(WEB, proxy_mode="two"), WEB_SLICE, DNS, DNS_SLICE), complete=True))
+        pair.engine.sync()
+        assert seen[2:] == [[True, True]]
 
     def test_a_move_over_a_restart(self, pair: World) -> None:
         engine = pair.boot()

@@ -12,12 +12,13 @@ import pytest
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.lab import cases, manifests, oracle
-from bpfproxy.lab.cases import Case, Probe
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
+from bpfproxy.lab.cases import Agents, Case, Probe
+from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Family
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.iptables import lifecycle, names, rows
 from bpfproxy.proxiers.iptables.rows import FlowsKey, KubeLayout, SysctlKey
+from tests.unit.manifests import lab_nodes
 from tests.unit.simtables import SimIptables
 from tests.unit.tracer import Outcome, Packet, Tracer
 
@@ -28,17 +29,22 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("manifests")
-    manifests.write(made, "nodes", manifests.nodes())
+    manifests.write(made, "nodes", lab_nodes())
     for case in cases.load():
         manifests.write(made, case.name, manifests.objects(case))
     return made
 
 
 @cache
-def tracers(directory: Path, node: str, detector: bool) -> dict[Family, Tracer]:
+def tracers(directory: Path, node: str, agents: Agents) -> dict[Family, Tracer]:
     """All cases on one node."""
     settings = Settings(
-        manifests=(directory,), node_name=node, cluster_cidr=CLUSTER_CIDRS if detector else (), proxy_mode="iptables"
+        manifests=(directory,),
+        node_name=node,
+        cluster_cidr=agents.cluster_cidrs,
+        nodeport_addresses=agents.nodeport_addresses,
+        masquerade_all=agents.masquerade_all,
+        proxy_mode="iptables",
     )
     plan = plan_manifests(settings)
     renderer = lifecycle.renderer(settings)
@@ -61,8 +67,8 @@ def packet(probe: Probe) -> Packet:
 
 def trace(directory: Path, probe: Probe, sent: Packet | None = None) -> set[Outcome]:
     client = PLACES[probe.client]
-    tracer = tracers(directory, client.entry, probe.case.detector)[probe.family]
-    way = tracer.from_node if client.kind == "node" else tracer.from_outside
+    tracer = tracers(directory, probe.entry, probe.case.agents)[probe.family]
+    way = tracer.from_node if client.name == probe.entry else tracer.from_outside
     return way(sent or packet(probe))
 
 
@@ -144,6 +150,6 @@ def test_rule_20_shares_are_even() -> None:
 
 @pytest.mark.parametrize("node", list(NODES))
 def test_jump_to_node_ports_is_last(directory: Path, node: str) -> None:
-    for tracer in tracers(directory, node, True).values():
+    for tracer in tracers(directory, node, Agents()).values():
         targets = [rule.target for rule in tracer.tables["nat"][names.SERVICES].rules]
         assert targets.index(names.NODEPORTS) == len(targets) - 1

@@ -180,7 +180,7 @@ def test_a_virtual_server_retires_and_comes_back() -> None:
         world.bring(node)
         assert world.kernel.weights == {server: {place: 0}}
         assert world.kernel.vips == {server.address}
-        assert not world.proxier.drained()
+        assert not world.proxier.drained(())
         if restarts:
             world.boot()
         world.bring(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import pytest
 from bpfproxy.api import plan_manifests
 from bpfproxy.config import Settings
 from bpfproxy.lab import cases, manifests, oracle
-from bpfproxy.lab.cases import Case, Probe, Via
-from bpfproxy.lab.layout import CLUSTER_CIDRS, NODES, PLACES, SPOTS, Family
+from bpfproxy.lab.cases import Agents, Case, Probe, Via
+from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Family
 from bpfproxy.proxiers.base import Rows
 from bpfproxy.proxiers.nftables import lifecycle
+from tests.unit.manifests import lab_nodes
 from tests.unit.rule_tracer import Packet, Tracer
 
 FAMILIES: tuple[Family, ...] = (4, 6)
@@ -21,12 +23,19 @@ VIAS: tuple[Via, ...] = ("ClusterIP", "NodePort", "ExternalIP", "LoadBalancer")
 ANSWERS = {"refused": "reject", "dropped": "drop", "untouched": ""}
 
 
-def render(directory: Path, node: str, detector: bool) -> Rows:
+@cache
+def rendered(directory: Path, node: str, agents: Agents) -> Rows:
     """The rows of a node that serves all cases."""
-    manifests.write(directory, "nodes", manifests.nodes())
+    manifests.write(directory, "nodes", lab_nodes())
     for case in cases.load():
         manifests.write(directory, case.name, manifests.objects(case))
-    settings = Settings(manifests=(directory,), node_name=node, cluster_cidr=CLUSTER_CIDRS if detector else ())
+    settings = Settings(
+        manifests=(directory,),
+        node_name=node,
+        cluster_cidr=agents.cluster_cidrs,
+        nodeport_addresses=agents.nodeport_addresses,
+        masquerade_all=agents.masquerade_all,
+    )
     plan, renderer = plan_manifests(settings), lifecycle.renderer(settings)
     rows = dict(renderer.render_node(plan.node))
     for service in plan.services.values():
@@ -35,9 +44,8 @@ def render(directory: Path, node: str, detector: bool) -> Rows:
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Rows]:
-    directory = tmp_path_factory.mktemp("manifests")
-    return {(node, detector): render(directory, node, detector) for node in NODES for detector in (True, False)}
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("manifests")
 
 
 def probes(case: Case, family: Family) -> Iterator[Probe]:
@@ -60,12 +68,11 @@ def packet_of(probe: Probe) -> Packet:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", cases.load(), ids=lambda case: case.name)
-def test_case(rendered: dict[tuple[str, bool], Rows], case: Case, family: Family) -> None:
+def test_case(directory: Path, case: Case, family: Family) -> None:
     for probe in probes(case, family):
-        client = PLACES[probe.client]
-        tracer = Tracer(rendered[client.entry, case.detector], family, local(client.entry, family))
+        tracer = Tracer(rendered(directory, probe.entry, case.agents), family, local(probe.entry, family))
         expected = oracle.expect(probe, "nftables")
-        fates = tracer.trace(packet_of(probe), from_node=client.kind == "node")
+        fates = tracer.trace(packet_of(probe), from_node=probe.client == probe.entry)
         if expected.answer != "answered" and not expected.lost:
             assert {(fate.verdict, fate.translated) for fate in fates} == {(ANSWERS[expected.answer], False)}, probe
             continue
@@ -80,12 +87,12 @@ def test_case(rendered: dict[tuple[str, bool], Rows], case: Case, family: Family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_affinity_is_shared_by_all_frontends(rendered: dict[tuple[str, bool], Rows], family: Family) -> None:
+def test_affinity_is_shared_by_all_frontends(directory: Path, family: Family) -> None:
     case = cases.case("affinity")
     client = SPOTS["client"].address(family)
     ends = []
     for via in VIAS:
-        tracer = Tracer(rendered["node1", True], family, local("node1", family))
+        tracer = Tracer(rendered(directory, "node1", Agents()), family, local("node1", family))
         packet = packet_of(Probe(case, via, case.service.ports[0], "client", family, "tcp"))
         assert len(tracer.trace(packet, from_node=False)) == 4
         sets = sorted(tracer.affinities)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import select
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count as counter
 from typing import Any
+
+from bpfproxy.lab.peer import refusal
 
 _LIMIT = 65536
 _IP_MTU, _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_MTU = 14, 10, 23, 24
@@ -22,12 +27,25 @@ def error_name(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, str(error) or type(error).__name__)
 
 
+class RefusedError(ConnectionRefusedError):
+    """With how it came about: by an ICMP error that the socket was told of, else as `by` says."""
+
+    def __init__(self, sock: socket.socket, by: str) -> None:
+        super().__init__(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        self.how = refusal.told(sock) or {"by": by}
+
+
+def failure(error: OSError) -> dict[str, Any]:
+    """The outcome of a request that failed."""
+    return {"error": error_name(error), **(error.how if isinstance(error, RefusedError) else {})}
+
+
 class Flow:
     """One socket of a client and the way in which it talks.
 
     `protocol`: `http`, `tcp`, `udp` (a connected socket) or `udp-unconnected`. `family` is that of the socket: a
     v6 one that goes to an IPv4 address uses the v4-mapped form. `source` is an address and port to bind to.
-    `whole`: what is too long for the path is not cut into fragments, but an error.
+    `whole`: what is too long for the path is not cut into fragments, but an error. `told`: ICMP errors are asked for.
     """
 
     def __init__(
@@ -38,8 +56,11 @@ class Flow:
         timeout: float = 2.0,
         source: tuple[str, int] | None = None,
         whole: bool = False,
+        told: bool = False,
     ) -> None:
         self.protocol = protocol
+        self.timeout = timeout
+        self.told = told
         self.family = family
         self.turn_to(to)
         kind = socket.SOCK_STREAM if protocol in ("http", "tcp") else socket.SOCK_DGRAM
@@ -50,6 +71,8 @@ class Flow:
                 self.socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
             elif whole:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+            if told:
+                refusal.ask(self.socket)
             if source:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 self.socket.bind(tuple(source))
@@ -64,8 +87,29 @@ class Flow:
         self.to = (to[0] if self.family == 4 or ":" in to[0] else f"::ffff:{to[0]}", to[1])
 
     def connect(self) -> None:
-        """Connect, or connect again (UDP)."""
-        self.socket.connect(self.to)
+        """Connect, or connect again (UDP). Raises OSError, RefusedError if the flow is `told` how."""
+        if not self.told:
+            self.socket.connect(self.to)
+            return
+        self.socket.setblocking(False)
+        code, by = self.socket.connect_ex(self.to), "hook"
+        if code == errno.EINPROGRESS:
+            code, by = self._connected(), "reset"
+        if code == errno.ECONNREFUSED:
+            raise RefusedError(self.socket, by)
+        if code:
+            raise OSError(code, os.strerror(code))
+        if self.protocol != "udp":
+            refusal.ask(self.socket, on=False)  # else errors that pass would break the connection
+        self.socket.settimeout(self.timeout)
+
+    def _connected(self) -> int:
+        """Wait until a connection stands or does not; the error's number."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLOUT)
+        if not poll.poll(self.timeout * 1000):
+            raise TimeoutError
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def mtu(self) -> int:
         """MTU of the path, as the kernel knows it; of connected sockets."""
@@ -77,8 +121,17 @@ class Flow:
         """Send one request, padded to `size` bytes, and read its answer: {"reply": the server's, "peer": whom this
         side talked to}.
 
-        Raises OSError; ConnectionResetError too if the answer is to another request.
+        Raises OSError; ConnectionResetError too if the answer is to another request, RefusedError if the flow is
+        `told` how.
         """
+        try:
+            return self._exchange(size)
+        except ConnectionRefusedError:
+            if self.told:
+                raise RefusedError(self.socket, "hook") from None
+            raise
+
+    def _exchange(self, size: int) -> dict[str, Any]:
         token = str(next(_tokens))
         request = token.ljust(size).encode()
         peer: tuple[Any, ...]
@@ -123,27 +176,36 @@ class Flow:
 def attempt(flow: dict[str, Any], requests: int = 1) -> list[dict[str, Any]]:
     """Open a flow, make some requests on it and close it; an error is the result of each request that it spoils."""
     results: list[dict[str, Any]] = []
+    began = time.monotonic()
     try:
         opened = Flow(**flow)
     except OSError as error:
-        return [{"error": error_name(error)}] * requests
+        return [{**failure(error), "seconds": time.monotonic() - began}] * requests
     try:
         for _ in range(requests):
             try:
-                results.append(opened.exchange())
+                result = opened.exchange()
             except OSError as error:
-                results.append({"error": error_name(error)})
+                result = failure(error)
+            results.append({**result, "seconds": time.monotonic() - began})
+            began = time.monotonic()
     finally:
         opened.close()
     return results
 
 
 def requests(
-    flow: dict[str, Any], sockets: int = 1, per_socket: int = 1, together: bool = False
+    flow: dict[str, Any], sockets: int = 1, per_socket: int = 1, together: bool = False, most_timeouts: int = 0
 ) -> list[dict[str, Any]]:
-    """`sockets` flows with `per_socket` requests each, after each other or all at once; results in their order."""
+    """`sockets` flows with `per_socket` requests each, after each other or all at once; results in their order. Those
+    after each other end with the one that reaches `most_timeouts`, unless that is 0."""
     if not together:
-        return [result for _ in range(sockets) for result in attempt(flow, per_socket)]
+        done: list[dict[str, Any]] = []
+        for _ in range(sockets):
+            done += attempt(flow, per_socket)
+            if most_timeouts and sum(one.get("error") == "TIMEOUT" for one in done) >= most_timeouts:
+                break
+        return done
     with ThreadPoolExecutor(sockets) as threads:
         results = threads.map(attempt, [flow] * sockets, [per_socket] * sockets)
         return [result for each in results for result in each]

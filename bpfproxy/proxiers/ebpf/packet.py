@@ -83,6 +83,7 @@ _NETWORK_KEYS: Final = {4: abi.layout("struct network4_key"), 6: abi.layout("str
 _ENDPOINT_KEYS: Final = {4: abi.layout("struct endpoint4_key"), 6: abi.layout("struct endpoint6_key")}
 _NODE: Final = abi.layout("struct node")
 _DEVICE: Final = abi.layout("struct device")
+_NODE_SHARED: Final = abi.constant("NODE_SHARED")
 _DEVICE_POD: Final = abi.constant("DEVICE_POD")
 _DEVICE_XDP: Final = abi.constant("DEVICE_XDP")
 
@@ -98,10 +99,11 @@ def decode_network(family: int, key: bytes) -> tuple[int, tuple[Address, int]]:
     return owner, (Address(address), prefix - 32)
 
 
-def decode_node(row: bytes) -> tuple[int, tuple[Address, ...]]:
-    """(generation of routes, source addresses): the inverse of `encode_node`."""
-    generation, address4, address6 = _NODE.unpack(row)
-    return generation, tuple(Address(address) for address in (address4, address6) if any(address))
+def decode_node(row: bytes) -> tuple[int, tuple[Address, ...], bool]:
+    """(generation of routes, source addresses, shared): the inverse of `encode_node`."""
+    generation, flags, address4, address6 = _NODE.unpack(row)
+    sources = tuple(Address(address) for address in (address4, address6) if any(address))
+    return generation, sources, bool(flags & _NODE_SHARED)
 
 
 def encode_backend_key(backend: Backend) -> bytes:
@@ -110,9 +112,10 @@ def encode_backend_key(backend: Backend) -> bytes:
     return layout.pack(backend.address, backend.port.to_bytes(2), backend.protocol, 0)
 
 
-def encode_node(generation: int, address4: Address = ANY4, address6: Address = ANY6) -> bytes:
-    """Row 0 of node: generation of routes, and the addresses that translated packets come from."""
-    return _NODE.pack(generation, address4, address6)
+def encode_node(generation: int, address4: Address = ANY4, address6: Address = ANY6, *, shared: bool = False) -> bytes:
+    """Row 0 of node: generation of routes, the addresses that translated packets come from, and whether other modes
+    are on the node as well."""
+    return _NODE.pack(generation, _NODE_SHARED * shared, address4, address6)
 
 
 def encode_device(*, pod: bool = False, xdp: bool = False, address4: Address = ANY4, address6: Address = ANY6) -> bytes:

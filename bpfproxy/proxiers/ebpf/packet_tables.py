@@ -125,7 +125,7 @@ class PacketTables:
         """Row 0 of `node`."""
         for op in ops if self.loaded else ():
             source = _by_family(op.row.sources)
-            row = packet.encode_node(op.row.route_generation, source[4], source[6])
+            row = packet.encode_node(op.row.route_generation, source[4], source[6], shared=op.row.shared)
             self._maps["node"].update(codec.U32.pack(0), row)
         return []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from msgspec.structs import replace
@@ -165,7 +165,12 @@ class EbpfProxier:
             return replace(tended, delay=LONGEST)
         return tended
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
+        """See `Proxier.precedes_conntrack`."""
+        return bool(self._conntrack.tables)
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
         """See `Proxier.drained`. Sockets have their backends' addresses; flows have nothing but their rows here."""
         return self._conntrack.is_empty()
 

@@ -77,7 +77,7 @@ class EbpfRenderer:
         rows.update((ClusterNetwork(*_range(network)), True) for network in plan.cluster_networks)
         rows.update((DeviceKey(device.index), device) for device in plan.devices)
         if plan.devices:
-            rows[NodeKey()] = NodeRow(plan.route_generation, plan.sources)
+            rows[NodeKey()] = NodeRow(plan.route_generation, plan.sources, plan.shared)
         return rows
 
     def phase(self, op: Op) -> int:
@@ -106,7 +106,8 @@ class EbpfRenderer:
                 return "networks", str(key), "pods of the cluster"
             case NodeKey(), NodeRow():
                 sources = ", ".join(map(format_address, row.sources)) or "none"
-                return "node", str(key), f"source {sources}; route generation {row.route_generation}"
+                shared = "; shared with other modes" if row.shared else ""
+                return "node", str(key), f"source {sources}; route generation {row.route_generation}{shared}"
             case DeviceKey(), DevicePlan():
                 return "devices", row.name, str(row)
         raise TypeError(f"no row of the ebpf proxier: {key!r}")

@@ -85,6 +85,8 @@ class NodeRow(Struct, frozen=True, gc=False):
     """Another one: next hops that are remembered may be wrong. 0: none is remembered."""
     sources: tuple[Address, ...] = ()
     """Where packets with a translated source come from, unless their device has an address: at most one per family."""
+    shared: bool = False
+    """Other modes are on the node as well: TCP segments of which no flow is known are left to conntrack."""
 
 
 class DeviceKey(Struct, frozen=True, order=True, gc=False):

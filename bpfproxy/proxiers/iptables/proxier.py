@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from bpfproxy.errors import DatapathError
 from bpfproxy.events import emit
-from bpfproxy.model.frontend import NodePlan, ServicePlan
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.netfilter import command, conntrack
 from bpfproxy.netfilter.rows import ChainKey, RuleKey, SharedChainKey
 from bpfproxy.netfilter.sysctl import Sysctls
@@ -42,6 +42,7 @@ class IptablesProxier:
         self._sysctls = sysctls
         self._took_over = took_over
         self._flows: dict[FlowsKey, FlowsRow] = {}
+        self._opened = conntrack.Connections()
 
     def render(self, plan: ServicePlan) -> Rows:
         """See `Proxier.render`. Only families that the kernel speaks."""
@@ -89,9 +90,14 @@ class IptablesProxier:
         """See `Proxier.tend`. There is nothing to do: conntrack forgets by itself."""
         return Tended()
 
-    def drained(self) -> bool:
-        """See `Proxier.drained`. Conntrack goes on translating what it has begun to, without any rule."""
-        return True
+    @property
+    def precedes_conntrack(self) -> bool:
+        """See `Proxier.precedes_conntrack`."""
+        return False
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
+        """See `Proxier.drained`. Conntrack goes on translating what it has begun to without any rule, if it sees it."""
+        return not self._opened.lead_to(preceded)
 
     def close(self) -> None:
         """See `Proxier.close`."""

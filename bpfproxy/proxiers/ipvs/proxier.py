@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from bpfproxy.errors import DatapathError
 from bpfproxy.model.address import Address
-from bpfproxy.model.frontend import NodePlan, ServicePlan
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.model.service import Protocol
 from bpfproxy.netfilter import conntrack
 from bpfproxy.netfilter.ipset import IpSets
@@ -162,7 +162,12 @@ class IpvsProxier:
         self._table.forget_idle()
         return Tended(_LOOK)
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
+        """See `Proxier.precedes_conntrack`."""
+        return False
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
         """See `Proxier.drained`."""
         return not self._table.connections()
 

@@ -20,7 +20,6 @@ CHAIN_COMMENTS: Final = {names.REJECT: "helper for @no-endpoint-services / @no-e
 
 _LOOPBACK: Final = {"ip": "127.0.0.0/8", "ip6": "::1"}
 _DSTNAT: Final = -100
-_FILTER: Final = 0
 _SRCNAT: Final = 100
 
 
@@ -75,19 +74,20 @@ def _sets(address: str) -> dict[str, SetRow]:
 
 
 def _base_chains() -> dict[str, ChainRow]:
-    """Source ranges are judged before, a lack of endpoints after the destination was translated."""
+    """Named and ordered as kube-proxy's from 1.33 on. But what the node sends is refused for want of endpoints once
+    the destination was translated: it may have some where outside clients have none (rule 9)."""
     new = "ct state new jump"
-    firewall = (f"{new} {names.FIREWALL_CHECK}",)
+    firewall = f"{new} {names.FIREWALL_CHECK}"
     services = f"{new} {names.SERVICE_ENDPOINTS_CHECK}"
     node_ports = f"{new} {names.NODE_PORT_ENDPOINTS_CHECK}"
     cluster_ips = f"{new} {names.CLUSTER_IPS_CHECK}"
     dispatch = (f"jump {names.SERVICES}",)
     return {
-        "filter-prerouting-pre-dnat": ChainRow(firewall, Hook("filter", "prerouting", _DSTNAT - 10)),
-        "filter-output-pre-dnat": ChainRow(firewall, Hook("filter", "output", _DSTNAT - 10)),
-        "filter-input": ChainRow((node_ports, services), Hook("filter", "input", _FILTER)),
-        "filter-forward": ChainRow((services, cluster_ips), Hook("filter", "forward", _FILTER)),
-        "filter-output": ChainRow((services, cluster_ips), Hook("filter", "output", _FILTER)),
+        "filter-prerouting": ChainRow((firewall,), Hook("filter", "prerouting", _DSTNAT - 10)),
+        "filter-input": ChainRow((node_ports, services), Hook("filter", "input", _DSTNAT - 10)),
+        "filter-forward": ChainRow((services, cluster_ips), Hook("filter", "forward", _DSTNAT - 10)),
+        "filter-output": ChainRow((firewall,), Hook("filter", "output", _DSTNAT - 10)),
+        "filter-output-post-dnat": ChainRow((services, cluster_ips), Hook("filter", "output", _DSTNAT + 10)),
         "nat-prerouting": ChainRow(dispatch, Hook("nat", "prerouting", _DSTNAT)),
         "nat-output": ChainRow(dispatch, Hook("nat", "output", _DSTNAT)),
         "nat-postrouting": ChainRow((f"jump {names.MASQUERADING}",), Hook("nat", "postrouting", _SRCNAT)),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from bpfproxy.errors import DatapathError
 from bpfproxy.events import emit
 from bpfproxy.model.address import Address
-from bpfproxy.model.frontend import NodePlan, ServicePlan
+from bpfproxy.model.frontend import Frontend, NodePlan, ServicePlan
 from bpfproxy.netfilter import conntrack, nft
 from bpfproxy.proxiers.base import Failure, Op, Rows, Tended
 from bpfproxy.proxiers.nftables import names
@@ -50,6 +50,7 @@ class NftablesProxier:
         self._owners: dict[Place, list[str]] = {}
         self._flows = UdpFlows()
         self._commits = 0
+        self._opened = conntrack.Connections()
 
     def render(self, plan: ServicePlan) -> Rows:
         """See `Proxier.render`."""
@@ -101,9 +102,14 @@ class NftablesProxier:
         """See `Proxier.tend`: the kernel forgets affinities by itself."""
         return Tended()
 
-    def drained(self) -> bool:
-        """See `Proxier.drained`. Conntrack goes on translating what it has begun to, without any rule."""
-        return True
+    @property
+    def precedes_conntrack(self) -> bool:
+        """See `Proxier.precedes_conntrack`."""
+        return False
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
+        """See `Proxier.drained`. Conntrack goes on translating what it has begun to without any rule, if it sees it."""
+        return not self._opened.lead_to(preceded)
 
     def close(self) -> None:
         """See `Proxier.close`: nothing is held."""

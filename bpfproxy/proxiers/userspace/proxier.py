@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from bpfproxy.errors import DatapathError
@@ -133,7 +133,12 @@ class UserspaceProxier:
         """See `Proxier.tend`. The process tends itself."""
         return Tended()
 
-    def drained(self) -> bool:
+    @property
+    def precedes_conntrack(self) -> bool:
+        """See `Proxier.precedes_conntrack`."""
+        return False
+
+    def drained(self, preceded: Collection[Frontend]) -> bool:
         """See `Proxier.drained`."""
         return self._process.load().connections == 0 and self._process.others_drained()
 

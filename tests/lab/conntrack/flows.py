@@ -12,9 +12,9 @@ from bpfproxy.proxiers.ebpf.collector import Collector
 from bpfproxy.proxiers.ebpf.conntrack import Conntrack
 from bpfproxy.proxiers.ebpf.flowcodec import Names
 from bpfproxy.proxiers.ebpf.proxier import EbpfProxier
-from bpfproxy.proxiers.ebpf.render import EbpfRenderer
 from bpfproxy.proxiers.ebpf.snapshot import Maps
 from tests.lab.conntrack.flow_rows import ANSWERED, SEEN, End
+from tests.tables import proxier_over
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 OPEN, SILENT = (SEEN | ANSWERED, SEEN | ANSWERED), (SEEN, 0)
@@ -52,14 +52,7 @@ def backends(conntrack: Conntrack) -> list[str]:
 
 def agent_applies(maps: Maps, *plans: ServicePlan) -> tuple[EbpfProxier, dict[Key, Row]]:
     """Service tables as an agent writes them."""
-    proxier = EbpfProxier(
-        maps,
-        EbpfRenderer(),
-        grace_period=10,
-        activate=lambda complete: None,
-        destroy_sockets=lambda gone: None,
-        close=lambda: None,
-    )
+    proxier = proxier_over(maps)
     rows: dict[Key, Row] = {}
     for plan in plans:
         rows.update(proxier.render(plan))
