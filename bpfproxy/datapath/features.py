@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -34,7 +32,6 @@ HELPERS: Final = {
 _MISSING_HELPER: Final = re.compile(
     r"(?:unknown func|invalid func|program of this type cannot use helper) (?:bpf_)?(\w+)#\d+"
 )
-_SO_NETNS_COOKIE: Final = 71
 _SOCKET_FILTER: Final = 1
 
 
@@ -106,19 +103,6 @@ def has_jit() -> bool:
         return bool(libbpf.info(fd, "prog").jited_prog_len)
     finally:
         os.close(fd)
-
-
-def netns_cookie() -> int:
-    """The cookie of this thread's network namespace, as `bpf_get_netns_cookie(ctx)` gives it to programs.
-
-    Raises UnsupportedError before Linux 5.14.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            value = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError as error:
-            raise UnsupportedError("this kernel lacks SO_NETNS_COOKIE (Linux 5.14)") from error
-    return int.from_bytes(value, sys.byteorder)
 
 
 def _load(kind: int, instructions: list[dict[str, int]], options: Any) -> int:

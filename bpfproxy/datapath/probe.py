@@ -10,7 +10,7 @@ from typing import Final
 
 from bpfproxy import capabilities
 from bpfproxy.config import LoaderName
-from bpfproxy.datapath import bpffs, cgroup, features, libbpf, loader, sockdestroy
+from bpfproxy.datapath import bpffs, cgroup, features, libbpf, loader, netns_cookie, sockdestroy
 from bpfproxy.datapath.libbpf import ENOTSUPP
 from bpfproxy.datapath.maps import Map, Shape
 from bpfproxy.errors import BpfproxyError
@@ -138,7 +138,7 @@ def _asked(name: str, question: Callable[[], bool], consequence: str, *, require
 
 
 def _has_cookie() -> bool:
-    return bool(features.netns_cookie())
+    return bool(netns_cookie.current())
 
 
 def _has_batches(kind: int) -> bool:

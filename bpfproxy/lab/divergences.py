@@ -18,6 +18,9 @@ Divergence = Literal[
     "refused-by-reset",
     "path-of-the-proxy",
     "affinity-outlives-its-window",
+    "always-short-cut",
+    "leaves-the-node",
+    "dropped-at-output",
 ]
 
 REASONS: Final[dict[Divergence, str]] = {
@@ -45,5 +48,11 @@ REASONS: Final[dict[Divergence, str]] = {
     " are too big there",
     "affinity-outlives-its-window": "ipvs: the kernel keeps an affinity for as long as it remembers one of its"
     " connections, minutes after the end of it",
+    "always-short-cut": "kube-proxy: under externalTrafficPolicy Local pods and the node use the cluster's endpoints,"
+    " also where there are local ones",
+    "leaves-the-node": "kube-proxy: what the node itself sends to an external address without endpoints meets no rule"
+    " that refuses it, and leaves",
+    "dropped-at-output": "kube-proxy: what the node itself sends to an external address is dropped as an outside"
+    " client's is where policy Local finds nothing local",
 }
 """Each with its reason."""

@@ -16,8 +16,9 @@ _PER_PLACE = 16
 """Sockets per place that may answer: with up to four, one is missed by chance in less than one of ten million runs."""
 
 
-_TIMEOUTS = 3
-"""Requests without an answer after which a probe ends: it differs already, and to wait for the rest takes minutes."""
+_PATIENCE = 6.0
+"""Seconds to wait for an answer: how busy a machine is says nothing about a proxier. A probe ends with the first
+request that has none: it differs already."""
 
 
 def send_all(
@@ -53,7 +54,8 @@ def send(places: Mapping[str, Place], probe: Probe, expected: Expected) -> list[
         # One refusal of TCP may take a second: the first comes back while connect() still holds the socket.
         return place.request(probe.flow(), sockets=1 if expected.by_packet else 4)
     sockets = 4 if expected.sticky else _PER_PLACE * len(expected.places)
-    return place.request(probe.flow(), sockets=sockets, per_socket=_per_socket(probe), most_timeouts=_TIMEOUTS)
+    flow = probe.flow(timeout=_PATIENCE)
+    return place.request(flow, sockets=sockets, per_socket=_per_socket(probe), most_timeouts=1)
 
 
 def _per_socket(probe: Probe) -> int:

@@ -17,8 +17,10 @@ from bpfproxy.lab.divergences import Divergence
 from bpfproxy.lab.layout import NODES, PLACES, SERVED_PORTS, SPOTS, Spot
 from bpfproxy.lab.place import Refuser
 
-Mode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
-"""A proxier; `kube-proxy` is judged as one of its mode."""
+OurMode = Literal["ebpf", "iptables", "ipvs", "nftables", "userspace"]
+KubeProxyMode = Literal["kube-proxy-iptables", "kube-proxy-ipvs", "kube-proxy-nftables"]
+Mode = OurMode | KubeProxyMode
+"""A proxier; the real kube-proxy is judged as ours of its mode, but for what it is known to do otherwise."""
 
 Answer = Literal["answered", "refused", "unreachable", "dropped", "untouched"]
 """`unreachable` is how a hook says what is `dropped` at packet level.
@@ -29,7 +31,7 @@ _NOT_OURS = {"service.kubernetes.io/service-proxy-name", "service.kubernetes.io/
 
 ERRORS: dict[Answer, str] = {"refused": "ECONNREFUSED", "unreachable": "EHOSTUNREACH", "dropped": "TIMEOUT"}
 
-_LOOPBACK_NODE_PORTS: Final[dict[Mode, tuple[int, ...]]] = {"ebpf": (4, 6), "iptables": (4,), "userspace": (4, 6)}
+_LOOPBACK_NODE_PORTS: Final[dict[str, tuple[int, ...]]] = {"ebpf": (4, 6), "iptables": (4,), "userspace": (4, 6)}
 """Families in which NodePorts answer on the loopback address."""
 
 
@@ -82,7 +84,8 @@ class _Judge:
 
     def __init__(self, probe: Probe, mode: Mode) -> None:
         self.probe = probe
-        self.mode = mode
+        self.mode = mode.removeprefix("kube-proxy-")
+        self.kube_proxy = mode != self.mode
         self.case = probe.case
         self.service = probe.case.service
         self.client = PLACES[probe.client]
@@ -148,10 +151,19 @@ class _Judge:
         """Refused by the first who knows (11)."""
         if not self.by_packet:
             return self.turned_away("refused", "hook")
+        if self.kube_proxy and self.mode == "iptables" and self.leaves_the_node():
+            self.divergences.add("leaves-the-node")
+            return self.turned_away("untouched")
         if self.mode == "userspace" and not self.probe.talk.startswith("udp"):
             self.divergences.add("refused-by-reset")
             return self.turned_away("refused", "reset")
         return self.turned_away("refused", "icmp")
+
+    def leaves_the_node(self) -> bool:
+        """Whether it is the node itself that sends, to an external address that is not its own."""
+        address, _ = self.case.frontend(self.probe.via, self.probe.port, self.probe.client, self.probe.family)
+        here = SPOTS[self.entry].address(self.probe.family)
+        return self.is_node and self.probe.via in ("ExternalIP", "LoadBalancer") and address != here
 
     def closed_port(self, places: frozenset[str]) -> Expected:
         """Nobody listens on the target: the backend's own refusal comes back, about the frontend."""
@@ -209,6 +221,12 @@ class _Judge:
             only_local = self.service.internal_policy == "Local"  # 10
         elif self.service.external_policy == "Local":  # 9
             only_local = bool(local) or not self.inside
+            if self.kube_proxy and self.inside and local and local != everywhere:
+                self.divergences.add("always-short-cut")
+                only_local = False
+            if self.kube_proxy and self.mode == "nftables" and self.leaves_the_node() and not local and everywhere:
+                self.divergences.add("dropped-at-output")
+                only_local = True
         else:
             only_local = False  # 8
         chosen = local if only_local else everywhere

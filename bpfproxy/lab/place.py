@@ -88,7 +88,7 @@ class Flow:
     family: Family | None = None
     """Family of the socket; None: that of the address."""
     timeout: float = 2.0
-    """Seconds that connect() and each request may take."""
+    """Seconds that connect() and each request may take, times PATIENCE."""
     source: tuple[str, int] | None = None
     """Address and port to bind to first."""
     whole: bool = False
@@ -103,7 +103,7 @@ class Flow:
             "protocol": self.protocol,
             "to": self.to,
             "family": family,
-            "timeout": self.timeout,
+            "timeout": self.timeout * PATIENCE,
             "source": self.source,
             "whole": self.whole,
             "told": self.told,

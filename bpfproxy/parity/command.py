@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
@@ -16,11 +17,12 @@ from bpfproxy.errors import InputError
 from bpfproxy.lab import cases, remains
 from bpfproxy.lab.cases import Case
 from bpfproxy.lab.node import LoaderName
-from bpfproxy.lab.oracle import Mode
+from bpfproxy.lab.oracle import OurMode
 from bpfproxy.parity import report as reports
 from bpfproxy.parity import show
+from bpfproxy.parity.kube_proxy import find
 from bpfproxy.parity.report import CaseAbout, Report
-from bpfproxy.parity.run import MODES, run_mode
+from bpfproxy.parity.run import MODES, Column, KubeProxy, Ours, run_column
 from bpfproxy.parity.scenarios import SCENARIOS
 from bpfproxy.parity.stage import Scenario
 
@@ -33,6 +35,10 @@ def all_cases() -> list[Case | Scenario]:
 @click.command(short_help="Compare the proxiers on the same cases.")
 @click.option("--modes", metavar="MODE,...", default=",".join(MODES), show_default=True, help="Proxiers to compare.")
 @click.option("--cases", "patterns", metavar="PATTERN,...", default="*", help="Cases by name, such as node-*.")
+@click.option("--kube-proxy", "kube_proxy", metavar="PATH", type=Path, help="One more column; default: that on PATH.")
+@click.option(
+    "--kube-proxy-mode", type=click.Choice(["iptables", "ipvs", "nftables"]), default="iptables", show_default=True
+)
 @click.option("--join", "joined", metavar="FILE", multiple=True, type=Path, help="Reports of other runs to join.")
 @click.option("--html", metavar="FILE", type=Path, help="Write a page with the matrix, too.")
 @click.option("--loader", type=click.Choice(["bcc", "prebuilt"]), default="prebuilt", help="Of mode ebpf.")
@@ -41,6 +47,8 @@ def all_cases() -> list[Case | Scenario]:
 def parity(
     modes: str,
     patterns: str,
+    kube_proxy: Path | None,
+    kube_proxy_mode: Literal["iptables", "ipvs", "nftables"],
     joined: tuple[Path, ...],
     html: Path | None,
     loader: LoaderName,
@@ -61,10 +69,13 @@ def parity(
         return 0
     remains.sweep()
     runs, cells = [], []
-    for mode in _modes(modes):
+    columns: list[Column] = [Ours(mode, loader) for mode in _modes(modes)]
+    if binary := find(kube_proxy, kube_proxy_mode):
+        columns.append(KubeProxy(binary))
+    for column in columns:
         # On a terminal one line that changes, elsewhere a line each.
-        with console.status(f"{mode} …") if sys.stderr.isatty() else contextlib.nullcontext() as status:
-            run, found = run_mode(mode, wanted, loader=loader, say=status.update if status else _say)
+        with console.status(f"{column.mode} …") if sys.stderr.isatty() else contextlib.nullcontext() as status:
+            run, found = run_column(column, wanted, status.update if status else _say)
         runs.append(run)
         cells += found
     abouts = tuple(CaseAbout(one.name, one.about, one.rules) for one in wanted)
@@ -92,8 +103,8 @@ def _chosen(patterns: str) -> list[Case | Scenario]:
     return [one for one in everything if any(fnmatchcase(one.name, pattern) for pattern in wanted)]
 
 
-def _modes(text: str) -> Sequence[Mode]:
-    chosen: list[Mode] = []
+def _modes(text: str) -> Sequence[OurMode]:
+    chosen: list[OurMode] = []
     for name in (part.strip() for part in text.split(",")):
         if not name:
             continue

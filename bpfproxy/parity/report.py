@@ -63,6 +63,8 @@ class ModeRun(Struct, frozen=True):
     mode: str
     kernel: str
     missing: str = ""
+    version: str = ""
+    """Of kube-proxy."""
 
 
 class CaseAbout(Struct, frozen=True):

@@ -84,7 +84,7 @@ def _affinity_forgets(stage: Stage) -> Iterator[str]:
         return
     left = set(stage.endpoints) - had
     stage.scene.put(*left)
-    wait_until(lambda: not had & stage.shares(2), PATIENCE, f"{had} gets nothing any more")
+    wait_until(lambda: stage.shares(2) <= left, PATIENCE, f"{had} gets nothing any more")
     now = stage.shares(8)
     if len(now) != 1 or not now <= left:
         yield f"{sorted(now)} answered a client that sticks to one of {sorted(left)}"

@@ -37,7 +37,11 @@ def _table(report: Report) -> Table:
     table.add_column("rules", justify="right")
     table.add_column("about", overflow="fold")
     for run in report.modes:
-        table.add_column(f"{run.mode}\n{run.kernel}", justify="center", vertical="middle")
+        table.add_column(
+            "\n".join(filter(None, (run.mode.replace("kube-proxy-", "kube-proxy\n"), run.version, run.kernel))),
+            justify="center",
+            vertical="middle",
+        )
     notes = {divergence: number for number, divergence in enumerate(shown(report.cells), 1)}
     for about in report.cases:
         cells = []
@@ -50,7 +54,7 @@ def _table(report: Report) -> Table:
 
 def _mark(cell: Cell, notes: Mapping[Divergence, int]) -> Text:
     mark, style = _MARKS[cell.verdict]
-    numbers = ",".join(str(notes[divergence]) for divergence in cell.divergences)
+    numbers = ",".join(map(str, sorted(notes[divergence] for divergence in cell.divergences)))
     return Text.assemble((mark, style), (f" {numbers}" if numbers else "", "dim"))
 
 
@@ -59,7 +63,8 @@ def _footnotes(report: Report) -> Iterator[Text]:
         yield Text.assemble((f"{number:>3} ", "yellow"), report.reasons[divergence])
     for run in report.modes:
         if run.missing:
-            yield Text.assemble(("  – ", "dim"), f"{run.mode} could not run on {run.kernel}: {run.missing}")
+            why = f"{run.mode} could not run on {run.kernel}: {run.missing}; --join adds its column from elsewhere"
+            yield Text.assemble(("  – ", "dim"), why)
 
 
 def _differences(report: Report) -> Iterator[Text]:

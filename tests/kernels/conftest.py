@@ -12,10 +12,10 @@ import pytest
 
 
 def _has_ipvs() -> bool:
-    """Whether virtual servers can be made, on dummy devices."""
+    """Whether virtual servers can be made, on dummy devices, and every protocol be spoken to them."""
     if os.geteuid() != 0 or shutil.which("modprobe") is None:
         return False
-    modules = ("ip_vs", "dummy", "ip_set")
+    modules = ("ip_vs", "dummy", "ip_set", "sctp")
     return all(subprocess.run(["modprobe", name], capture_output=True).returncode == 0 for name in modules)
 
 

@@ -46,7 +46,11 @@ SILENCE: Final = 1.5
 """Seconds after which one that is not expected would be there."""
 
 _FAMILY: Final[dict[Family, socket.AddressFamily]] = {4: socket.AF_INET, 6: socket.AF_INET6}
-_TYPE: Final = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
+_KIND: Final = {
+    Protocol.TCP: (socket.SOCK_STREAM, 0),
+    Protocol.UDP: (socket.SOCK_DGRAM, 0),
+    Protocol.SCTP: (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
+}
 
 
 class World:
@@ -78,7 +82,7 @@ class World:
     def connect(self, place: str, protocol: Protocol, to: tuple[str, int], timeout: float = ANSWER) -> socket.socket:
         """A socket of a place, connected."""
         with netns.inside(self.name(place)):
-            made = socket.socket(socket.AF_INET6 if ":" in to[0] else socket.AF_INET, _TYPE[protocol])
+            made = socket.socket(_FAMILY[6 if ":" in to[0] else 4], *_KIND[protocol])
         made.settimeout(timeout)
         try:
             made.connect(to)
@@ -140,20 +144,20 @@ def talk(made: socket.socket) -> str:
 
 
 class _Servers:
-    """TCP and UDP servers of all pods, in both families, in one thread."""
+    """Servers of all pods, of every protocol and in both families, in one thread."""
 
     def __init__(self, world: World) -> None:
         self._selector = selectors.DefaultSelector()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._wake, self._waker = socket.socketpair()
         self._selector.register(self._wake, selectors.EVENT_READ, "")
-        for pod, (family, number), (protocol, kind) in itertools.product(PODS, _FAMILY.items(), _TYPE.items()):
+        for pod, (family, number), (protocol, kind) in itertools.product(PODS, _FAMILY.items(), _KIND.items()):
             with netns.inside(world.name(pod)):
-                server = socket.socket(number, kind)
+                server = socket.socket(number, *kind)
             if family == 6:
                 server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             server.bind(("::" if family == 6 else "0.0.0.0", PORT))
-            if protocol is Protocol.TCP:
+            if protocol is not Protocol.UDP:
                 server.listen(64)
             self._selector.register(server, selectors.EVENT_READ, pod)
 
@@ -218,11 +222,12 @@ class Agent:
         return len(ops)
 
     def plan(self, *objects: Object, addresses: tuple[Address, ...] = NODE_ADDRESSES) -> dict[Key, Row]:
-        """The rows that are wanted for them."""
+        """The rows that are wanted for them, by the settings as they are now."""
         plan = plan_objects([*objects, Node("n1", addresses=addresses)], self.settings)
-        rows: dict[Key, Row] = dict(self.proxier.render_node(plan.node))
+        renderer = lifecycle.renderer(self.settings)
+        rows: dict[Key, Row] = dict(renderer.render_node(plan.node))
         for one in plan.services.values():
-            rows.update(self.proxier.render(one))
+            rows.update(renderer.render(one))
         return rows
 
     def change(self, wanted: dict[Key, Row]) -> list[Failure]:

@@ -121,6 +121,6 @@ def test_what_a_node_does_wrong_is_found(tmp_path: Path) -> None:
     assert process.returncode == 1, errors
     assert re.search(r"cluster-ip.*\x1b\[1;31[\d;]*m✗", output)
     assert re.search(r"headless.*\x1b\[32[\d;]*m✓", output)
-    assert "cluster-ip: tcp from pod1c to ClusterIP 10.96.1.0 port 80: 3 of 3 requests failed" in output
+    assert "cluster-ip: tcp from pod1c to ClusterIP 10.96.1.0 port 80: 1 of 1 requests failed" in output
     assert "fd00:10:96::1:0" not in output
     assert "✗" in page.read_text()

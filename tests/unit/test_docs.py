@@ -15,7 +15,7 @@ from bpfproxy import config
 from bpfproxy.cli import cli
 from bpfproxy.config import Settings
 from bpfproxy.lab.divergences import REASONS
-from bpfproxy.lab.oracle import Mode
+from bpfproxy.lab.oracle import OurMode
 from bpfproxy.proxiers.modes import MODES
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ class TestSemantics:
         rows = dict(self.ROWS.findall(table))
         assert rows.keys() == REASONS.keys()
         for name, reason in REASONS.items():
-            named = {mode for mode in get_args(Mode) if re.search(rf"\b{mode}\b", reason)}
+            named = {mode for mode in (*get_args(OurMode), "kube-proxy") if re.search(rf"\b{mode}\b", reason)}
             assert set(rows[name].split(", ")) == named, name
 
     @pytest.mark.parametrize("mode", MODES)
@@ -83,7 +83,7 @@ class TestOperations:
         }
         mentioned = set(re.findall(r"`(--[a-z-]+)", page("operations.md") + page("semantics.md")))
         # Options of commands, and of iptables.
-        assert mentioned - known == {"--to-ports"}
+        assert mentioned - known == {"--to-ports", "--kube-proxy", "--kube-proxy-mode"}
 
 
 class TestLinks:

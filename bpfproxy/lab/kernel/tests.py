@@ -1,8 +1,10 @@
-"""pytest inside a virtual machine."""
+"""pytest and the parity run inside a virtual machine."""
 
 from __future__ import annotations
 
+import compileall
 import os
+import shlex
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from bpfproxy.lab.kernel.debian import Kernel
 from bpfproxy.lab.place import PROJECT
 
 DEFAULT: Final = ("tests/kernels",)
+PARITY: Final = "parity.json"
 _TEST_TIMEOUT: Final = 900
 """Seconds for one test: the processor is emulated."""
 _PATIENCE: Final = 10
@@ -26,9 +29,18 @@ def run(kernel: Kernel, arguments: Sequence[str], results: Path, timeout: float)
     return run_command(kernel, pytest_command(arguments, machine.RESULTS), results, timeout)
 
 
+def parity(kernel: Kernel, arguments: Sequence[str], results: Path, timeout: float) -> int:
+    """Run the ipvs mode of `bpfproxy parity` with `arguments` on `kernel`; returns its status. `results` gets log and
+    PARITY."""
+    command = [sys.executable, "-m", "bpfproxy", "parity", "--modes", "ipvs", "--output", "json", *arguments]
+    return run_command(kernel, ["sh", "-c", f"{shlex.join(command)} >{machine.RESULTS / PARITY}"], results, timeout)
+
+
 def run_command(kernel: Kernel, command: Sequence[str], results: Path, timeout: float) -> int:
     """Run a command of this checkout on `kernel`; see `machine.run`."""
     results.mkdir(parents=True, exist_ok=True)
+    # The checkout is read-only in the guest: without this every process there would compile what it imports.
+    compileall.compile_dir(PROJECT / "bpfproxy", quiet=1)
     return machine.run(
         kernel, command, results, directory=PROJECT, environment=_environment(), cached=_python(), timeout=timeout
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from bpfproxy.config import Settings
-from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, loader
+from bpfproxy.datapath import abi, attach, bpffs, cgroup, features, loader, netns_cookie
 from bpfproxy.datapath.device import Hook
 from bpfproxy.datapath.hooks import DeviceHooks
 from bpfproxy.datapath.maps import Map
@@ -183,7 +183,7 @@ def constants(settings: Settings) -> dict[str, int]:
     first, last = settings.snat_range()
     detected = {ip_network(cidr).version for cidr in settings.cluster_cidr}
     return {
-        "node_netns": features.netns_cookie(),
+        "node_netns": netns_cookie.current(),
         "pod_scope4": Scope.INTERNAL if 4 in detected else Scope.EXTERNAL,
         "pod_scope6": Scope.INTERNAL if 6 in detected else Scope.EXTERNAL,
         "snat_first": first,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bpfproxy.datapath import abi, features, loader
+from bpfproxy.datapath import abi, features, loader, netns_cookie
 from bpfproxy.datapath.loader import Loaded, LoadSpec
 from bpfproxy.lab.sandbox import Sandbox
 from tests.lab.datapath import devices
@@ -53,7 +53,8 @@ def specs(state: Path) -> Specs:
         pin_dir = state / "bpf" / "maps"
         pin_dir.mkdir(exist_ok=True)
         constants = {name: 0 for name, _ in abi.ffi.typeof("struct config").fields}
-        constants |= {"node_netns": features.netns_cookie(), "has_set_retval": 1}
+        constants["node_netns"] = netns_cookie.current()
+        constants["has_set_retval"] = int(features.has_helper("cgroup/connect4", "bpf_set_retval"))
         return LoadSpec(constants=constants, sizes=dict.fromkeys(MAPS, 64) | sizes, pin_dir=pin_dir)
 
     return make

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from pyroute2 import IPRoute
 
-from bpfproxy.datapath import abi, features, files
+from bpfproxy.datapath import abi, files, netns_cookie
 from bpfproxy.datapath.loader import LoadSpec
 from bpfproxy.datapath.maps import Map
 from bpfproxy.lab import netns
@@ -36,7 +36,7 @@ def spec(directory: Path, pin_dir: Path) -> LoadSpec:
     """What to load."""
     pin_dir.mkdir(exist_ok=True)
     constants = {name: 0 for name, _ in abi.ffi.typeof("struct config").fields}
-    constants |= {"node_netns": features.netns_cookie()}
+    constants |= {"node_netns": netns_cookie.current()}
     sizes = {"hits": len(PROGRAMS)}
     return LoadSpec(programs=("device_test",), constants=constants, sizes=sizes, pin_dir=pin_dir, directory=directory)
 
