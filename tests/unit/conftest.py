@@ -8,11 +8,18 @@ from pathlib import Path
 import pytest
 
 from tests.unit.agent_world import World
+from tests.unit.lab_traces import write_cases
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def all_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the manifests of all cases of the lab."""
+    return write_cases(tmp_path_factory.mktemp("cases"))
 
 
 @pytest.fixture(autouse=True)

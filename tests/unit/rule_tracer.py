@@ -1,6 +1,6 @@
-"""Follows the first packet of a connection through rendered nftables rows, as the kernel would, without one.
+"""Follows the first packet of a connection through rules of nftables, as the kernel would, without one.
 
-It knows the words that the renderer uses and no others: an unknown one is an error.
+It knows the words that our proxiers use and no others: an unknown one is an error.
 """
 
 from __future__ import annotations
@@ -8,46 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
 
-from bpfproxy.proxiers.nftables.rows import ChainKey, ChainRow, ElementKey, ElementRow, Key, Row
-
-
-@dataclass(frozen=True)
-class Packet:
-    """A packet, and what has become of it."""
-
-    source: str
-    destination: str
-    protocol: str
-    port: int
-    mark: int = 0
-    verdict: str = ""
-    """`drop` or `reject`, if it was turned away."""
-    translated: bool = False
-    masqueraded: bool = False
-
+from bpfproxy.lab.layout import Family
+from bpfproxy.proxiers.nftables.rows import ChainRow
+from tests.unit.lab_traces import Packet, Verdict, within
 
 Step = tuple[Packet | None, list[str]]
 """After a statement: the packet (None: it does not match), and the verdicts, one of which ends the rule."""
 
 
+@dataclass(frozen=True)
 class Tracer:
-    """The rows of one family, on a node with the addresses `local`. `affinities`: by set, the clients in it."""
+    """Chains by name and the elements of sets and maps, on a node with the addresses `local`."""
 
-    def __init__(self, rows: Mapping[Key, Row], family: int, local: frozenset[str]) -> None:
-        self.local = local
-        self.affinities: dict[str, set[str]] = {}
-        self._chains = {
-            key.name: row
-            for key, row in rows.items()
-            if isinstance(key, ChainKey) and isinstance(row, ChainRow) and key.family == family
-        }
-        self._elements = {
-            (key.set, key.element): row.verdict
-            for key, row in rows.items()
-            if isinstance(key, ElementKey) and isinstance(row, ElementRow) and key.family == family
-        }
+    chains: Mapping[str, ChainRow]
+    elements: Mapping[str, Mapping[str, str]]
+    """Their verdicts, empty in a set, by its name and the element."""
+    local: frozenset[str]
 
     def trace(self, packet: Packet, *, from_node: bool) -> set[Packet]:
         """All that may become of a packet that comes in, or that a process of the node sends."""
@@ -59,8 +36,8 @@ class Tracer:
             return
         [hook, *rest] = todo
         for after in self._base_chains(packet, self._bases(hook)):
-            here = after.destination in self.local
-            if after.verdict:
+            here = after.to[0] in self.local
+            if after.verdict != "ACCEPT":
                 yield after
             elif hook == "prerouting":
                 yield from self._hooks(after, ["input"] if here else ["forward", "postrouting"])
@@ -71,11 +48,11 @@ class Tracer:
                 yield from self._hooks(after, rest)
 
     def _bases(self, hook: str) -> list[str]:
-        found = [(row.hook.priority, name) for name, row in self._chains.items() if row.hook and row.hook.hook == hook]
+        found = [(row.hook.priority, name) for name, row in self.chains.items() if row.hook and row.hook.hook == hook]
         return [name for _, name in sorted(found)]
 
     def _base_chains(self, packet: Packet, names: list[str]) -> Iterator[Packet]:
-        if not names or packet.verdict:
+        if not names or packet.verdict != "ACCEPT":
             yield packet
             return
         for after, _ in self._chain(packet, names[0]):
@@ -83,7 +60,7 @@ class Tracer:
 
     def _chain(self, packet: Packet, name: str) -> Iterator[tuple[Packet, bool]]:
         """With whether its fate is decided: no rule after those of this chain matters."""
-        yield from self._rules(packet, self._chains[name].rules)
+        yield from self._rules(packet, self.chains[name].rules)
 
     def _rules(self, packet: Packet, rules: tuple[str, ...]) -> Iterator[tuple[Packet, bool]]:
         if not rules:
@@ -92,8 +69,8 @@ class Tracer:
         after, verdicts = self._rule(packet, re.sub(r' comment "[^"]*"$', "", rules[0]))
         for verdict in verdicts:
             kind, _, chain = verdict.partition(" ")
-            if kind in ("drop", "reject"):
-                yield replace(after, verdict=kind), True
+            if kind in _VERDICTS:
+                yield replace(after, verdict=_VERDICTS[kind]), True
             elif kind == "goto":
                 yield from self._chain(after, chain)
             elif kind == "jump":
@@ -126,22 +103,30 @@ class Tracer:
 
     # ---- statements ----------------------------------------------------------------------------------------------
 
-    def address(self, packet: Packet, which: str, unlike: str | None, value: str) -> Step:
+    def address(self, packet: Packet, family: str, which: str, unlike: str | None, value: str) -> Step:
         """`ip saddr != { 10.0.0.0/8, 192.0.2.1 }`, `ip daddr @set`."""
-        have = packet.source if which == "s" else packet.destination
+        have = packet.source if which == "s" else packet.to[0]
+        if family != _IP[packet.family]:
+            return None, []
         if value.startswith("@affinity-"):
-            found = have in self.affinities.get(value[1:], ())
+            found = value[1:] in packet.remembered
         elif value.startswith("@"):
-            found = (value[1:], have) in self._elements
+            elements = self.elements.get(value[1:], {})
+            found = have in elements or any("/" in one and within(have, one) for one in elements)
         else:
-            found = any(ip_address(have) in ip_network(one) for one in value.strip("{ }").split(", "))
+            found = any(within(have, one) for one in value.strip("{ }").split(", "))
         return packet if found != bool(unlike) else None, []
 
-    def dispatch(self, packet: Packet, address: str | None, name: str) -> Step:
+    def dispatch(self, packet: Packet, family: str | None, name: str) -> Step:
         """`ip daddr . meta l4proto . th dport vmap @map`."""
-        port = f"{packet.protocol} . {packet.port}"
-        verdict = self._elements.get((name, f"{packet.destination} . {port}" if address else port))
+        if family not in (None, _IP[packet.family]):
+            return None, []
+        verdict = self.elements.get(name, {}).get(_end(packet) if family else _port(packet))
         return (packet, [verdict]) if verdict else (None, [])
+
+    def is_port_in(self, packet: Packet, name: str) -> Step:
+        """`meta l4proto . th dport @set`."""
+        return _if(packet, _port(packet) in self.elements.get(name, {}))
 
     def choose(self, packet: Packet, count: str, verdicts: str) -> Step:
         """`numgen random mod 2 vmap { 0 : goto a , 1 : goto b }`."""
@@ -151,36 +136,58 @@ class Tracer:
 
     def stick(self, packet: Packet, name: str) -> Step:
         """`update @set { ip saddr }`."""
-        self.affinities.setdefault(name, set()).add(packet.source)
-        return packet, []
+        return replace(packet, remembered=packet.remembered | {name}), []
 
     def local_end(self, packet: Packet, which: str) -> Step:
         """`fib saddr type local`."""
-        return packet if (packet.source if which == "s" else packet.destination) in self.local else None, []
+        return packet if (packet.source if which == "s" else packet.to[0]) in self.local else None, []
 
     def translate(self, packet: Packet, to: str) -> Step:
         """`dnat to 10.0.0.1:80`."""
         address, _, port = to.rpartition(":")
-        return replace(packet, destination=address.strip("[]"), port=int(port), translated=True), ["accept"]
+        return replace(packet, to=(address.strip("[]"), int(port)), translated=True), ["accept"]
+
+    def redirect(self, packet: Packet, port: str) -> Step:
+        """`redirect to :80`, of some address of the node."""
+        address = min(one for one in self.local if (":" in one) == (packet.family == 6))
+        return replace(packet, to=(address, int(port)), translated=True), ["accept"]
 
 
 def _if(packet: Packet, matches: bool) -> Step:
     return packet if matches else None, []
 
 
+def _port(packet: Packet) -> str:
+    return f"{packet.protocol} . {packet.to[1]}"
+
+
+def _end(packet: Packet) -> str:
+    return f"{packet.to[0]} . {_port(packet)}"
+
+
+_IP: dict[Family, str] = {4: "ip", 6: "ip6"}
+_VERDICTS: dict[str, Verdict] = {"drop": "DROP", "reject": "REJECT"}
+
 _STATEMENTS: list[tuple[str, Callable[..., Step]]] = [
-    (r"(ip6? daddr \. )?meta l4proto \. th dport vmap @(\S+)", Tracer.dispatch),
-    (r"ip6? ([sd])addr (!= )?(\{[^}]*\}|\S+)", Tracer.address),
+    (r"(?:(ip6?) daddr \. )?meta l4proto \. th dport vmap @(\S+)", Tracer.dispatch),
+    (r"(ip6?) ([sd])addr (!= )?(\{[^}]*\}|\S+)", Tracer.address),
     (r"fib ([sd])addr type local", Tracer.local_end),
     (r"numgen \w+ mod (\d+) vmap \{ ([^}]*) \}", Tracer.choose),
     (r"update @(\S+) \{ ip6? saddr \}", Tracer.stick),
     (r"dnat to (\S+)", Tracer.translate),
     (r"masquerade(?: to :\d+-\d+)? fully-random", lambda _, p: (replace(p, masqueraded=True), ["accept"])),
+    (r"redirect to :(\d+)", Tracer.redirect),
+    (r"meta l4proto \. th dport @(\S+)", Tracer.is_port_in),
+    (r"meta nfproto ipv(\d)", lambda _, p, family: _if(p, p.family == int(family))),
+    (r"ct status & dnat == 0", lambda _, p: _if(p, not p.translated)),
     (r"ct state new", lambda _, p: (p, [])),
-    (r"(tcp|udp|sctp) dport (\d+)", lambda _, p, protocol, port: _if(p, (p.protocol, p.port) == (protocol, int(port)))),
+    (
+        r"(tcp|udp|sctp) dport (\d+)",
+        lambda _, p, protocol, port: _if(p, (p.protocol, p.to[1]) == (protocol, int(port))),
+    ),
     (r"meta l4proto (?:\{ )?(\w+(?:, \w+)*)(?: \})?", lambda _, p, these: _if(p, p.protocol in these.split(", "))),
     (r"mark and (\w+) == 0", lambda _, p, bits: _if(p, not p.mark & int(bits, 16))),
     (r"mark set mark or (\w+)", lambda _, p, bits: (replace(p, mark=p.mark | int(bits, 16)), [])),
     (r"mark set mark xor (\w+)", lambda _, p, bits: (replace(p, mark=p.mark ^ int(bits, 16)), [])),
-    (r"((?:jump|goto) \S+|drop|reject|return)$", lambda _, p, verdict: (p, [verdict])),
+    (r"((?:jump|goto) \S+|drop|reject|return)(?: with tcp reset)?$", lambda _, p, verdict: (p, [verdict])),
 ]

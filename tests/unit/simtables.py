@@ -14,6 +14,7 @@ from bpfproxy.netfilter.rules import Rule
 from bpfproxy.netfilter.saved import Chain, Tables
 
 BUILT_IN = {
+    "mangle": ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"),
     "filter": ("INPUT", "FORWARD", "OUTPUT"),
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }

@@ -9,104 +9,45 @@ from pathlib import Path
 
 import pytest
 
-from bpfproxy.api import plan_manifests
-from bpfproxy.config import Settings
-from bpfproxy.lab import cases, manifests, oracle
+from bpfproxy.lab import cases, oracle
 from bpfproxy.lab.cases import Agents, Case, Probe
-from bpfproxy.lab.layout import NODES, PLACES, SPOTS, Family
+from bpfproxy.lab.layout import NODES, Family
 from bpfproxy.netfilter.writer import RuleWriter
 from bpfproxy.proxiers.base import Op
 from bpfproxy.proxiers.iptables import lifecycle, names, rows
 from bpfproxy.proxiers.iptables.rows import FlowsKey, KubeLayout, SysctlKey
-from tests.unit.manifests import lab_nodes
+from tests.unit import lab_traces
+from tests.unit.lab_traces import FAMILIES, Packet, packet_of
 from tests.unit.simtables import SimIptables
-from tests.unit.tracer import Outcome, Packet, Tracer
-
-FAMILIES: tuple[Family, ...] = (4, 6)
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("manifests")
-    manifests.write(made, "nodes", lab_nodes())
-    for case in cases.load():
-        manifests.write(made, case.name, manifests.objects(case))
-    return made
+from tests.unit.tracer import Tracer
 
 
 @cache
 def tracers(directory: Path, node: str, agents: Agents) -> dict[Family, Tracer]:
     """All cases on one node."""
-    settings = Settings(
-        manifests=(directory,),
-        node_name=node,
-        cluster_cidr=agents.cluster_cidrs,
-        nodeport_addresses=agents.nodeport_addresses,
-        masquerade_all=agents.masquerade_all,
-        proxy_mode="iptables",
-    )
-    plan = plan_manifests(settings)
-    renderer = lifecycle.renderer(settings)
+    plan = lab_traces.plan(directory, node, agents)
+    renderer = lifecycle.renderer(lab_traces.settings(directory, node, agents, "iptables"))
     wanted = {key: row for one in plan.services.values() for key, row in renderer.render(one).items()}
     wanted.update(renderer.render_node(plan.node))
     kernel = {family: SimIptables(family) for family in FAMILIES}
     ops = sorted((Op(key, row) for key, row in wanted.items()), key=rows.phase)
     ops = [op for op in ops if not isinstance(op.key, FlowsKey | SysctlKey)]
     assert RuleWriter(kernel, KubeLayout()).apply([(op.key, op.row) for op in ops]) == []
-    net, spot = NODES[node], SPOTS[node]
-    addresses = frozenset({net.gateway4, net.gateway6, spot.v4, spot.v6})
-    return {family: Tracer(kernel[family].tables, addresses) for family in FAMILIES}
+    return {family: Tracer(kernel[family].tables, lab_traces.own_addresses(node)) for family in FAMILIES}
 
 
-def packet(probe: Probe) -> Packet:
-    source = LOOPBACK[probe.family] if probe.via == "localhost" else PLACES[probe.client].address(probe.family)
-    to = probe.case.frontend(probe.via, probe.port, probe.client, probe.family)
-    return Packet(source, to, probe.port.protocol.lower())
-
-
-def trace(directory: Path, probe: Probe, sent: Packet | None = None) -> set[Outcome]:
-    client = PLACES[probe.client]
+def trace(directory: Path, probe: Probe, sent: Packet | None = None) -> set[Packet]:
     tracer = tracers(directory, probe.entry, probe.case.agents)[probe.family]
-    way = tracer.from_node if client.name == probe.entry else tracer.from_outside
-    return way(sent or packet(probe))
-
-
-PLACE_OF = {spot.address(family): spot for spot in SPOTS.values() for family in FAMILIES}
-
-
-def differences(directory: Path, probe: Probe) -> list[str]:
-    expected = oracle.expect(probe, "iptables")
-    answer, places = "answered" if expected.lost else expected.answer, expected.places | expected.lost
-    outcomes = trace(directory, probe)
-    if probe.via == "localhost" and probe.family == 6:  # 14: at socket level alone
-        return [f"{probe}: translated" for one in outcomes if one.packet.translated]
-    verdicts = {one.verdict for one in outcomes}
-    if answer in ("refused", "dropped"):
-        wanted = {"REJECT" if answer == "refused" else "DROP"}
-        return [f"{probe}: {verdicts}, not {wanted}"] if verdicts != wanted else []
-    if verdicts != {"ACCEPT"}:
-        return [f"{probe}: {verdicts}, not {answer}"]
-    if answer == "untouched":
-        return [f"{probe}: translated to {one.packet.to}" for one in outcomes if one.packet.translated]
-    seen = {PLACE_OF[one.packet.to[0]].name for one in outcomes if one.packet.translated}
-    if seen != places or not all(one.packet.translated for one in outcomes):
-        return [f"{probe}: {sorted(seen)}, not {sorted(places)}"]
-    found = [f"{probe}: port {one.packet.to[1]}" for one in outcomes if one.packet.to[1] != probe.port.target]
-    for one in outcomes:
-        server = PLACE_OF[one.packet.to[0]]
-        if one.packet.masqueraded != oracle.masquerades(probe, server, "iptables"):
-            found.append(f"{probe} to {server.name}: masqueraded {one.packet.masqueraded}")
-    return found
+    way = tracer.from_node if lab_traces.from_node(probe) else tracer.from_outside
+    return way(sent or packet_of(probe))
 
 
 @pytest.mark.parametrize("case", cases.load(), ids=lambda case: case.name)
-def test_case(directory: Path, case: Case) -> None:
+def test_case(all_cases: Path, case: Case) -> None:
     found = [
         line
-        for family in FAMILIES
-        for probe in (*cases.probes(case, family), *cases.outside_probes(case, family))
-        for line in differences(directory, probe)
+        for probe in lab_traces.probes(case)
+        for line in lab_traces.differences(probe, "iptables", trace(all_cases, probe))
     ]
     assert not found, "\n" + "\n".join(found)
 
@@ -115,12 +56,12 @@ def test_case(directory: Path, case: Case) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rule_15_a_client_keeps_its_endpoint_by_all_frontends(directory: Path, family: Family) -> None:
+def test_rule_15_a_client_keeps_its_endpoint_by_all_frontends(all_cases: Path, family: Family) -> None:
     case = cases.case("affinity")
     for probe in (*cases.probes(case, family), *cases.outside_probes(case, family)):
         if oracle.expect(probe, "iptables").answer != "answered" or (probe.via, probe.family) == ("localhost", 6):
             continue
-        for first in trace(directory, probe):
+        for first in trace(all_cases, probe):
             for again in (*cases.probes(case, family), *cases.outside_probes(case, family)):
                 if (again.client, again.port) != (probe.client, probe.port) or oracle.expect(
                     again, "iptables"
@@ -128,14 +69,14 @@ def test_rule_15_a_client_keeps_its_endpoint_by_all_frontends(directory: Path, f
                     continue
                 if (again.via == "localhost") != (probe.via == "localhost"):
                     continue  # the source is another one there
-                sent = packet(again)
-                sent = Packet(sent.source, sent.to, sent.protocol, remembered=first.packet.remembered)
-                assert {one.packet.to for one in trace(directory, again, sent)} == {first.packet.to}
+                sent = packet_of(again)
+                sent = Packet(sent.source, sent.to, sent.protocol, remembered=first.remembered)
+                assert {one.to for one in trace(all_cases, again, sent)} == {first.to}
 
 
-def test_marks_are_off_when_a_packet_leaves(directory: Path) -> None:
+def test_marks_are_off_when_a_packet_leaves(all_cases: Path) -> None:
     for probe in cases.probes(cases.case("node-port"), 4):
-        assert all(one.packet.mark & 0x4000 == 0 for one in trace(directory, probe) if one.packet.masqueraded)
+        assert all(one.mark & 0x4000 == 0 for one in trace(all_cases, probe) if one.masqueraded)
 
 
 def test_rule_20_shares_are_even() -> None:
@@ -149,7 +90,7 @@ def test_rule_20_shares_are_even() -> None:
 
 
 @pytest.mark.parametrize("node", list(NODES))
-def test_jump_to_node_ports_is_last(directory: Path, node: str) -> None:
-    for tracer in tracers(directory, node, Agents()).values():
+def test_jump_to_node_ports_is_last(all_cases: Path, node: str) -> None:
+    for tracer in tracers(all_cases, node, Agents()).values():
         targets = [rule.target for rule in tracer.tables["nat"][names.SERVICES].rules]
         assert targets.index(names.NODEPORTS) == len(targets) - 1

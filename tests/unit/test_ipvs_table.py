@@ -3,8 +3,7 @@ touched."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,12 +14,9 @@ from bpfproxy.model.frontend import NodePlan
 from bpfproxy.model.service import EndpointSlice, Protocol, Service
 from bpfproxy.plan import NodeConfig, PlanIndex, plan_service
 from bpfproxy.proxiers.base import Key, Row
-from bpfproxy.proxiers.ipvs.entries import EntryTable
-from bpfproxy.proxiers.ipvs.proxier import IpvsProxier
 from bpfproxy.proxiers.ipvs.render import IpvsRenderer
 from bpfproxy.proxiers.ipvs.rows import EntryKey, RealKey, RealRow, ServerKey, ServerRow
-from bpfproxy.proxiers.ipvs.table import ServerTable
-from tests.unit import strategies
+from tests.unit import ipvs_world, strategies
 from tests.unit.simkernel import SimKernel
 
 Rows = dict[Key, Row]
@@ -54,31 +50,7 @@ class World:
         self.boot()
 
     def boot(self) -> None:
-        kernel = self.kernel
-        servers: Any = SimpleNamespace(
-            all=kernel.all_servers,
-            add=kernel.add_server,
-            set=kernel.set_server,
-            delete=kernel.delete_server,
-            reals=kernel.reals,
-            put_real=kernel.put_real,
-            delete_real=kernel.delete_real,
-        )
-        ipsets: Any = SimpleNamespace(
-            all=kernel.all_sets,
-            create=kernel.create,
-            destroy=kernel.destroy,
-            add=kernel.add_entry,
-            delete=kernel.delete_entry,
-        )
-        sysctls: Any = SimpleNamespace(
-            read=lambda: dict(self.sysctls), set=self.sysctls.__setitem__, restore=self.sysctls.pop
-        )
-        device = cast(Any, kernel)
-        entries = EntryTable(ipsets)
-        table = ServerTable(servers, device, entries)
-        rules = cast(Any, Rules(self.rules))
-        self.proxier = IpvsProxier(self.renderer, table, entries, device, ipsets, rules, sysctls, lambda: None)
+        self.proxier = ipvs_world.proxier(self.renderer, self.kernel, Rules(self.rules), self.sysctls)
         self.applied = self.proxier.read()
 
     def bring(self, wanted: Rows) -> None:
@@ -189,6 +161,21 @@ def test_a_virtual_server_retires_and_comes_back() -> None:
         world.bring(node | service)
         assert world.kernel.weights == {server: {place: 1}}
         assert world.kernel.sets["KUBE-RETIRED"].entries == []
+
+
+def test_services_that_differ_on_where_an_endpoint_is() -> None:
+    """Each keeps its own row, also over a restart."""
+    world = World()
+    wanted = world.renderer.render_node(NodePlan())
+    for number, local in enumerate((True, False)):
+        server = ServerKey(strategies.CLUSTER_IPS[4][number], 80, Protocol.TCP)
+        wanted[EntryKey(4, "CLUSTER-IP", server.port, server.protocol, server.address)] = True
+        wanted[server] = ServerRow("rr")
+        wanted[RealKey(server, parse_address("10.1.1.1"), 8080)] = RealRow(1, local)
+    world.bring(wanted)
+    world.boot()
+    world.bring(wanted)
+    assert diff(world.proxier.read(), wanted, world.proxier.phase) == []
 
 
 def test_a_foreign_server_stands() -> None:

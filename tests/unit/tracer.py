@@ -6,84 +6,74 @@ Where chance decides, all ways are followed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from functools import cache
 
-from bpfproxy.netfilter.rules import Rule, words
+from bpfproxy.model.address import format_address
+from bpfproxy.model.service import Protocol
+from bpfproxy.netfilter.ipset import Content, Entry
+from bpfproxy.netfilter.rules import Canonical, Rule, words
 from bpfproxy.netfilter.saved import Chain, Tables
+from tests.unit.lab_traces import LOOPBACKS, Packet, Verdict, within
 
-Verdict = Literal["ACCEPT", "DROP", "REJECT"]
-
-
-@dataclass(frozen=True)
-class Packet:
-    """The first packet of a connection, as it is at some place on its way."""
-
-    source: str
-    to: tuple[str, int]
-    protocol: str
-    mark: int = 0
-    translated: bool = False
-    remembered: frozenset[str] = frozenset()
-    """Names of `recent` lists that its source is on."""
-    masqueraded: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Where it ended up."""
-
-    verdict: Verdict
-    packet: Packet
-    local: bool
-    """Delivered on the node itself."""
+Place = tuple[str, str]
+"""A table, and a built-in chain of it."""
+Step = Callable[[Packet], Iterator[Packet]]
+"""What may become of a packet next."""
 
 
 @dataclass(frozen=True)
 class Tracer:
-    """The tables of one family of one node, and the addresses that are the node's own."""
+    """The tables of one family of one node, the addresses that are the node's own, and its ipsets by name."""
 
     tables: Tables
     addresses: frozenset[str]
+    sets: Mapping[str, Content] = field(default_factory=dict)
 
-    def from_outside(self, packet: Packet) -> set[Outcome]:
-        """What comes in by a device: from clients and from pods."""
-        found = set()
-        for _, one in self._walk("nat", "PREROUTING", packet):
-            local = self.is_local(one.to[0])
-            for verdict, passed in self._walk("filter", "INPUT" if local else "FORWARD", one):
-                if verdict == "ACCEPT" and not local:
-                    found |= {Outcome(verdict, last, local) for _, last in self._walk("nat", "POSTROUTING", passed)}
-                else:
-                    found.add(Outcome(verdict, passed, local))
-        return found
+    def from_outside(self, packet: Packet) -> set[Packet]:
+        """What becomes of what comes in by a device: from clients and from pods."""
+        return set(self._then(packet, [("mangle", "PREROUTING"), ("nat", "PREROUTING")], self._route))
 
-    def from_node(self, packet: Packet) -> set[Outcome]:
-        """What a process of the node sends."""
-        found = set()
-        for _, one in self._walk("nat", "OUTPUT", packet):
-            local = self.is_local(one.to[0])
-            for verdict, passed in self._walk("filter", "OUTPUT", one):
-                if verdict != "ACCEPT":
-                    found.add(Outcome(verdict, passed, local))
-                    continue
-                for _, last in self._walk("nat", "POSTROUTING", passed):
-                    if not local:
-                        found.add(Outcome(verdict, last, local))
-                        continue
-                    # Once more through the loopback device; NAT is settled.
-                    found |= {Outcome(end, final, local) for end, final in self._walk("filter", "INPUT", last)}
-        return found
+    def from_node(self, packet: Packet) -> set[Packet]:
+        """What becomes of what a process of the node sends."""
+        return set(self._then(packet, [("mangle", "OUTPUT"), ("nat", "OUTPUT")], self._send))
+
+    def _route(self, packet: Packet) -> Iterator[Packet]:
+        if self.is_local(packet.to[0]):
+            return self._then(packet, [("mangle", "INPUT"), ("filter", "INPUT")], self._deliver)
+        return self._then(packet, [("mangle", "FORWARD"), ("filter", "FORWARD")], self._leave)
+
+    def _send(self, packet: Packet) -> Iterator[Packet]:
+        return self._then(packet, [("filter", "OUTPUT")], self._leave_or_return)
+
+    def _leave_or_return(self, packet: Packet) -> Iterator[Packet]:
+        return self._leave(packet, self._return if self.is_local(packet.to[0]) else None)
+
+    def _leave(self, packet: Packet, after: Step | None = None) -> Iterator[Packet]:
+        return self._then(packet, [("mangle", "POSTROUTING"), ("nat", "POSTROUTING")], after)
+
+    def _return(self, packet: Packet) -> Iterator[Packet]:
+        """Through the loopback device. NAT is settled, and so is where it goes."""
+        return self._then(packet, [("mangle", "PREROUTING"), ("mangle", "INPUT"), ("filter", "INPUT")])
+
+    def _deliver(self, packet: Packet) -> Iterator[Packet]:
+        yield packet
+
+    def _then(self, packet: Packet, places: list[Place], after: Step | None = None) -> Iterator[Packet]:
+        """What becomes of a packet that goes through some chains and, if it is accepted in all of them, on."""
+        if not places:
+            yield from after(packet) if after else (packet,)
+            return
+        [(table, chain), *rest] = places
+        for verdict, end in self._chain(self.tables[table], chain, packet):
+            if verdict in (None, "ACCEPT"):
+                yield from self._then(end, rest, after)
+            else:
+                yield replace(end, verdict=verdict)
 
     def is_local(self, address: str) -> bool:
         """Whether the node has the address."""
-        return address in self.addresses or ip_address(address).is_loopback
-
-    def _walk(self, table: str, chain: str, packet: Packet) -> Iterator[tuple[Verdict, Packet]]:
-        chains = self.tables[table]
-        for verdict, end in self._chain(chains, chain, packet):
-            yield verdict or "ACCEPT", end
+        return address in self.addresses or within(address, LOOPBACKS[6 if ":" in address else 4])
 
     def _chain(
         self, chains: Mapping[str, Chain], name: str, packet: Packet, at: int = 0
@@ -140,13 +130,8 @@ class Tracer:
     def _matches(self, rule: Rule, packet: Packet) -> bool | None:
         """None: by chance."""
         by_chance = False
-        selectors, groups, _ = rule.canonical
-        conditions: list[tuple[str, str]] = [("", text) for text in selectors]
-        conditions += [(group, text) for group, options in groups for text in options]
-        names = {text.partition(" ")[2] for group, text in conditions if group == "recent" and "--name" in text}
-        for group, text in conditions:
-            negated = text.startswith("! ")
-            name, _, value = text.removeprefix("! ").partition(" ")
+        conditions, names = _conditions(rule.canonical)
+        for group, negated, name, value in conditions:
             if (group, name) == ("statistic", "--probability"):
                 by_chance = True
                 continue
@@ -159,8 +144,46 @@ class Tracer:
         return None if by_chance else True
 
 
-def _within(address: str, network: str) -> bool:
-    return ip_address(address) in ip_network(network)
+@cache
+def _conditions(rule: Canonical) -> tuple[list[tuple[str, bool, str, str]], set[str]]:
+    """(match, negated, option, value) of all conditions, and the names of `recent` lists among them."""
+    selectors, groups, _ = rule
+    texts = [("", text) for text in selectors] + [(group, text) for group, options in groups for text in options]
+    found = []
+    for group, text in texts:
+        name, _, value = text.removeprefix("! ").partition(" ")
+        found.append((group, text.startswith("! "), name, value))
+    return found, {value for group, _, name, value in found if (group, name) == ("recent", "--name")}
+
+
+def _listed(tracer: Tracer, packet: Packet, value: str) -> bool:
+    """`KUBE-CLUSTER-IP src,dst`: whether that of the packet is in a set."""
+    name, _, directions = value.partition(" ")
+    content = tracer.sets[name]
+    parts = content.type.partition(":")[2].split(",")
+    assert len(parts) == len(directions.split(","))
+    return any(
+        all(
+            _PARTS[part, place](entry, packet.source if direction == "src" else packet.to[0], packet)
+            for place, (part, direction) in enumerate(zip(parts, directions.split(","), strict=True))
+        )
+        for entry in content.entries
+    )
+
+
+def _has_port(entry: Entry, _: str, packet: Packet) -> bool:
+    """Bitmaps hold ports of whatever protocol."""
+    return entry.port == packet.to[1] and entry.protocol in (0, Protocol[packet.protocol.upper()])
+
+
+_PARTS: dict[tuple[str, int], Callable[[Entry, str, Packet], bool]] = {
+    ("ip", 0): lambda entry, address, _: format_address(entry.address) == address,
+    ("ip", 2): lambda entry, address, _: format_address(entry.source) == address,
+    ("net", 2): lambda entry, address, _: within(address, f"{format_address(entry.source)}/{entry.prefix}"),
+    ("port", 0): _has_port,
+    ("port", 1): _has_port,
+}
+"""By part of a set's type and its place there: whether that of an entry fits an address, or a packet's port."""
 
 
 def _states(packet: Packet) -> set[str]:
@@ -174,13 +197,14 @@ def _mark_is(packet: Packet, value: str) -> bool:
 
 _CONDITIONS: dict[tuple[str, str], Callable[[Tracer, Packet, str], bool]] = {
     ("", "-p"): lambda _, packet, value: packet.protocol == value,
-    ("", "-s"): lambda _, packet, value: _within(packet.source, value),
-    ("", "-d"): lambda _, packet, value: _within(packet.to[0], value),
+    ("", "-s"): lambda _, packet, value: within(packet.source, value),
+    ("", "-d"): lambda _, packet, value: within(packet.to[0], value),
     ("tcp", "--dport"): lambda _, packet, value: packet.to[1] == int(value),
     ("udp", "--dport"): lambda _, packet, value: packet.to[1] == int(value),
     ("addrtype", "--src-type"): lambda tracer, packet, value: tracer.is_local(packet.source) == (value == "LOCAL"),
     ("addrtype", "--dst-type"): lambda tracer, packet, value: tracer.is_local(packet.to[0]) == (value == "LOCAL"),
     ("conntrack", "--ctstate"): lambda _, packet, value: bool(_states(packet) & set(value.split(","))),
+    ("set", "--match-set"): _listed,
     ("mark", "--mark"): lambda _, packet, value: _mark_is(packet, value),
     ("comment", "--comment"): lambda _, packet, value: True,
     ("recent", "--name"): lambda _, packet, value: True,

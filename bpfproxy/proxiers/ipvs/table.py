@@ -67,7 +67,7 @@ class ServerTable:
         """All rows. The entries have been read before, and `nodes` is up to date."""
         self.look_at_addresses()
         kernel = self._assign(dict(self._servers.all()))
-        rows, reals = self._rows, self._reals
+        rows, reals, loops = self._rows, self._reals, self._loops
         self._rows, self._reals, self._loops = {}, defaultdict(dict), Counter()
         for key, at in kernel.items():
             found = set(at.values())
@@ -75,7 +75,10 @@ class ServerTable:
             complete = len(found) == 1 and at.keys() == self._wanted(key, kernel) and self._has_vip(key)
             self._rows[key] = ServerRow(row.scheduler, row.affinity_timeout, complete)
             yield key, self._rows[key]
-            yield from self._read_reals(key)
+            known = reals.get(key, {}).items()
+            yield from self._read_reals(
+                key, {place for place, one in known if not one.local and loop_entry(*place, key.protocol) in loops}
+            )
         # A NodePort on a node without an address for it is nowhere in the kernel.
         for key in self._entries.claims() & rows.keys() - kernel.keys():
             if not self._wanted(key, kernel):
@@ -141,7 +144,8 @@ class ServerTable:
         wanted = key.address not in self._bound.others
         return (key.address in self._bound.ours) == wanted == self._entries.has(vip_entry(key.address))
 
-    def _read_reals(self, key: ServerKey) -> Iterator[tuple[RealKey, RealRow]]:
+    def _read_reals(self, key: ServerKey, elsewhere: Collection[Place]) -> Iterator[tuple[RealKey, RealRow]]:
+        """`elsewhere`: not local, whose entry of KUBE-LOOP-BACK is there because another Service says that they are."""
         found: defaultdict[Place, list[int]] = defaultdict(list)
         for address in self._at[key]:
             at = key.at(address)
@@ -151,7 +155,7 @@ class ServerTable:
         for (address, port), weights in found.items():
             loop = loop_entry(address, port, key.protocol)
             complete = len(weights) == len(self._at[key]) and len(set(weights)) == 1
-            row = RealRow(weights[0], self._entries.has(loop), complete)
+            row = RealRow(weights[0], self._entries.has(loop) and (address, port) not in elsewhere, complete)
             self._hold(key, (address, port), row)
             yield RealKey(key, address, port), row
 
