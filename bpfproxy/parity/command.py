@@ -86,7 +86,10 @@ def parity(
     if output == "json":
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     else:
-        Console().print(show.matrix(report))
+        console = Console()
+        if not console.is_terminal:
+            console.width = show.WIDTH
+        console.print(show.matrix(report))
     return int(report.failed)
 
 

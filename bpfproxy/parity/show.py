@@ -14,6 +14,8 @@ from rich.text import Text
 from bpfproxy.lab.divergences import Divergence
 from bpfproxy.parity.report import Cell, Report, shown
 
+WIDTH: Final = 120
+"""Columns where there is no terminal that says how wide it is."""
 _MOST: Final = 8
 """Lines of one cell that are shown."""
 _MARKS: Final = {"same": ("✓", "green"), "diverges": ("≈", "yellow"), "differs": ("✗", "bold red")}
@@ -32,24 +34,29 @@ def html(report: Report, path: Path) -> None:
 
 
 def _table(report: Report) -> Table:
-    table = Table(title="parity", title_justify="left", row_styles=("", "on grey7"))
+    kernels = {run.kernel for run in report.modes}
+    title = f"parity on Linux {kernels.pop()}" if len(kernels) == 1 else "parity"
+    table = Table(title=title, title_justify="left", row_styles=("", "on grey7"))
     table.add_column("case", no_wrap=True)
-    table.add_column("rules", justify="right")
-    table.add_column("about", overflow="fold")
+    table.add_column("rules", justify="right", no_wrap=True)
     for run in report.modes:
-        table.add_column(
-            "\n".join(filter(None, (run.mode.replace("kube-proxy-", "kube-proxy\n"), run.version, run.kernel))),
-            justify="center",
-            vertical="middle",
-        )
+        kernel = run.kernel if kernels else ""
+        header = "\n".join(filter(None, (run.mode.replace("kube-proxy-", "kube-proxy\n"), run.version, kernel)))
+        table.add_column(header, justify="center", no_wrap=True)
+    table.add_column("about")
     notes = {divergence: number for number, divergence in enumerate(shown(report.cells), 1)}
     for about in report.cases:
         cells = []
         for run in report.modes:
             cell = report.cell(about.name, run.mode)
             cells.append(Text("–", "dim") if cell is None else _mark(cell, notes))
-        table.add_row(about.name, ", ".join(map(str, about.rules)), about.about, *cells)
+        table.add_row(about.name, ", ".join(map(str, about.rules)), *cells, _shortened(about.about))
     return table
+
+
+def _shortened(text: str) -> Text:
+    """As much of it as there is room for: its column is the only one that gives way."""
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _mark(cell: Cell, notes: Mapping[Divergence, int]) -> Text:

@@ -237,7 +237,7 @@ def test_killed_amidst_a_switch(world: World, old: str, new: str, last: str) -> 
     world.served()
     with short_ones(world):
         world.agent.kill()
-        for stage in ("event=started", "event=resync", "event=ready"):
+        for stage in ("event=started", "sync services=", "event=ready"):
             world.launch(new)
             world.said(stage)
             world.agent.kill()

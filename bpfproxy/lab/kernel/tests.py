@@ -58,6 +58,7 @@ def _environment() -> dict[str, str]:
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(PROJECT),
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONFAULTHANDLER": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis",
         wait.PATIENCE_VARIABLE: str(_PATIENCE),
     }
