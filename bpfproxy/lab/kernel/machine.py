@@ -41,6 +41,7 @@ while read -r tag path rest; do
             ;;
     esac
 done </tmp/mounts
+modprobe --quiet tun # for /dev/net/tun, which nothing makes here
 cd {directory} || exit
 export {environment}
 {command}

@@ -35,7 +35,6 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "packet level: every program loads, by either loader, and TCP is forwarded on real devices": (
         "tests/packet/test_on_devices.py::test_tc_takes_what_xdp_leaves",
-        "tests/packet/test_on_devices.py::test_a_client_behind_a_device_without_a_link_layer",
     ),
     "packet tables: TCP by a ClusterIP, to backends of this and of another node": ("tests/packet/test_forward.py",),
     "lab: an agent serves pods and a node, goes, and comes back": (
