@@ -120,8 +120,9 @@ def test_a_failure_on_the_way_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch)
 
 
 HOLD = """
-import sys
+import signal, sys
 from bpfproxy.lab.lab import Lab
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 with Lab() as lab:
     print("up", flush=True)
     sys.stdin.read()
