@@ -120,6 +120,8 @@ def _document(results: Sequence[Result]) -> Iterator[str]:
     yield "## What tests show"
     yield ""
     yield from _table(("", *releases), [(group, *(_counts(result, group) for result in results)) for group in CHECKS])
+    yield ""
+    yield "Skipped: what asks more of BPF_PROG_TEST_RUN than the kernel has (a context for XDP, packets summed by devices)."
     for result in results:
         if result.refusal:
             yield ""
