@@ -121,7 +121,7 @@ def _document(results: Sequence[Result]) -> Iterator[str]:
     yield ""
     yield from _table(("", *releases), [(group, *(_counts(result, group) for result in results)) for group in CHECKS])
     yield ""
-    yield "Skipped: what asks more of BPF_PROG_TEST_RUN than the kernel has (a context for XDP, packets summed by devices)."
+    yield "Skipped: what asks more of BPF_PROG_TEST_RUN than the kernel has (XDP with a context, sums of devices)."
     for result in results:
         if result.refusal:
             yield ""
