@@ -110,6 +110,11 @@ class Flow:
         }
 
 
+# msgspec learns a type when it first meets it. Where several threads meet it at once, that crashes (0.22).
+for _type in (Outcome, Transferred, LoadReport):
+    msgspec.json.Decoder(_type)
+
+
 class PlaceError(Exception):
     """A peer did not do as it was told: it is dead, hangs, or did not understand."""
 
